@@ -45,3 +45,7 @@ class InvalidRunLogError(GradscopeError, ValueError):
 
 class StateMismatchError(GradscopeError, ValueError):
     """A saved state was made for another model or by another version."""
+
+
+class MissingDependencyError(GradscopeError):
+    """Something optional was asked for, and a package that it needs is not installed."""

@@ -1,0 +1,48 @@
+"""Build wheel and sdist without a warning, and install the wheel into a clean environment that then runs ``doctor``."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+#: What a reader of the sdist needs beside the package: it must build, test and explain itself.
+IN_THE_SDIST = ("examples/existing_loop.py", "tests/conftest.py", "docs/report.svg", "Makefile", "constraints.txt", "CHANGELOG.md")  # fmt: skip
+
+
+def main() -> None:
+    """Build, look into the archives, install, run."""
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder, "dist")
+        run(sys.executable, "-m", "build", "--outdir", str(built), str(ROOT), forbid=r"\bwarning\b|deprecat")
+        (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+        with tarfile.open(sdist) as archive:
+            held = {name.partition("/")[2] for name in archive.getnames()}
+        if missing := [name for name in IN_THE_SDIST if name not in held]:
+            sys.exit(f"{sdist.name} lacks {', '.join(missing)}: see MANIFEST.in")
+        clean = Path(folder, "env")
+        venv.create(clean, with_pip=True)
+        constraints = str(ROOT / "constraints.txt")
+        run(str(clean / "bin/pip"), "install", "--quiet", "--constraint", constraints, str(wheel))
+        # Not from ROOT: there the package would be imported from the checkout, not from the wheel.
+        run(str(clean / "bin/gradscope"), "doctor", cwd=folder)
+        print(f"{wheel.name} and {sdist.name} build without a warning and install into a clean environment")
+
+
+def run(*command: str, forbid: str | None = None, cwd: str | Path = ROOT) -> None:
+    """Run ``command``; stop with its output where it fails or prints a line that matches ``forbid``."""
+    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if forbid and re.search(forbid, line, re.IGNORECASE)]
+    if done.returncode or lines:
+        sys.exit(f"{done.stdout}\n{' '.join(command)}: exit status {done.returncode}, {len(lines)} warnings\n" + "\n".join(lines))
+    if not forbid:
+        print(done.stdout, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+# Two commands do everything: `make demo` and `make test`. The first run creates .venv and installs into it; a later one
+# starts at once, until pyproject.toml or constraints.txt change. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --constraint constraints.txt $(if $(CI),--quiet)
+DEMO_ARGS ?=
+TEST_ARGS ?= --numprocesses auto --maxprocesses 8
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types contract examples readme picture build check clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-10s %s\n' "$$target" "$$what"; done
+
+demo: $(VENV)/.demo-installed ## train on real data and print the report  (DEMO_ARGS="--task text")
+	@$(BIN)/gradscope demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev-installed ## run the tests  (TEST_ARGS="-k accumulator")
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(VENV)/.dev-installed ## style: ruff check and ruff format --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev-installed ## rewrite the files in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev-installed ## mypy --strict
+	$(BIN)/mypy --strict
+
+contract: $(VENV)/.dev-installed ## which part may import which (setup.cfg)
+	$(BIN)/lint-imports
+
+examples: $(VENV)/.dev-installed ## run every example
+	@for example in examples/*.py; do echo "== $$example"; $(BIN)/python "$$example" || exit 1; done
+
+readme: $(VENV)/.dev-installed ## run what the README and CONTRIBUTING show
+	$(BIN)/python -m pytest tests/test_readme.py
+
+picture: $(VENV)/.dev-installed ## draw docs/report.svg, the README's picture, from a real run
+	$(BIN)/python docs/picture.py docs/report.svg
+
+build: $(VENV)/.dev-installed ## build wheel and sdist, install the wheel into a clean environment
+	$(BIN)/python .ci/build.py
+
+check: test lint types contract examples readme ## what CI runs
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/.created: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "gradscope needs Python 3.10 or newer; $(PYTHON) is %d.%d. Name a newer one: make PYTHON=python3.12 demo" % sys.version_info[:2])'
+	@echo "Creating $(VENV) and installing into it: a few minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	@touch $@
+
+$(VENV)/.demo-installed: pyproject.toml $(VENV)/.created
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev-installed: pyproject.toml $(VENV)/.created
+	$(PIP) --editable '.[demo]' --group dev
+	@touch $(VENV)/.demo-installed $@
