@@ -1,0 +1,1 @@
+"""Figures derived from a window's sums: pure functions, one file each."""

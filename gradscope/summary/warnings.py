@@ -1,0 +1,102 @@
+"""What a reader should know before trusting the figures, one line per kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import torch
+
+from gradscope.statistics.drift import drift
+from gradscope.statistics.heavy_tails import heavy_tails
+from gradscope.statistics.ratio_interval import FEWEST_WINDOWS
+from gradscope.summary.digest import Digest
+from gradscope.summary.reasons import lacks_pairs, some, withheld
+from gradscope.window import Window
+
+
+def own_warnings(found: Digest) -> tuple[str, ...]:
+    """Every warning that the windows themselves give rise to, the gravest first."""
+    return tuple(
+        chain(
+            _mismatches(found), _broken(found), _drift(found), _tails(found), _left_out(found), _notices(found.windows)
+        )
+    )
+
+
+def _mismatches(found: Digest) -> Iterator[str]:
+    failed = _named(found, found.sums.mismatch)
+    if failed:
+        yield withheld(failed)
+
+
+def _broken(found: Digest) -> Iterator[str]:
+    """Windows, and samples of the newest, whose gradients are not finite."""
+    total, newest = found.total, found.newest
+    sums = found.series.grad_sq_norm[:, total] + found.series.contribution_sq_sum[:, total]
+    broken = [
+        window.index for window, sum_ in zip(found.windows, sums.tolist(), strict=True) if not abs(sum_) < torch.inf
+    ]
+    if not broken:
+        return
+    yield f"the gradient is not finite in {_windows(broken)}: left out of the means of what it touches"
+    norms = found.norms[total]
+    bad = [] if norms is None else (~norms.isfinite()).nonzero().flatten().tolist()
+    # NaN also stands for a sample that was not chosen: where most are NaN, none can be blamed.
+    if newest.index in broken and 0 < 2 * len(bad) <= newest.samples:
+        names = [f"#{i}" + (f" ({newest.ids[i]})" if newest.ids else "") for i in bad]
+        yield f"window {newest.index}: not finite in sample {some(names, 5)}"
+
+
+def _drift(found: Digest) -> Iterator[str]:
+    """Whether the totals moved while they were averaged."""
+    used = found.series.used[:, found.total]
+    series = (("|G|²", found.series.grad_sq), ("tr Σ", found.series.trace_cov))
+    moved = [name for name, values in series if drift(values[used, found.total])]
+    if moved:
+        yield f"drift: {' and '.join(moved)} moved over these windows; the interval covers the average, not the present"
+
+
+def _tails(found: Digest) -> Iterator[str]:
+    """Whether the interval of the totals is narrower than its 95 % promises."""
+    used = found.series.used[:, found.total]
+    if int(used.sum()) >= FEWEST_WINDOWS and heavy_tails(found.series.trace_cov[used, found.total]):
+        yield "heavy tails: a few samples carry much of the noise; interval optimistic"
+
+
+def _left_out(found: Digest) -> Iterator[str]:
+    """Parameters that the newest window does not hold, and windows that the totals do not average."""
+    gone = _named(found, found.sums.known.any(0) & ~found.sums.known[-1] & ~found.sums.mismatch)
+    if gone:
+        yield f"{some(gone)}: measured before, but not in window {found.newest.index}, so left out"
+    same = found.series.same[:, found.total].tolist()
+    changed = [window.index for window, alike in zip(found.windows, same, strict=True) if not alike]
+    if changed and not bool(found.sums.mismatch.any()):
+        yield f"the measured parameters changed: the totals leave out {_windows(changed)}"
+    single = [window.index for window in found.windows if lacks_pairs(window)]
+    if single:
+        yield f"one sample has all the weight in {_windows(single)}: counted, but in no mean and no interval"
+
+
+def _notices(windows: Sequence[Window]) -> Iterator[str]:
+    """What happened in the windows, each text once, with the windows it happened in."""
+    where: dict[str, list[int]] = {}
+    for window in windows:
+        for text in window.notices:
+            where.setdefault(text, []).append(window.index)
+    for text, indices in where.items():
+        yield f"{_windows(indices)}: {text}"
+
+
+def _named(found: Digest, flags: torch.Tensor) -> list[str]:
+    return [info.name for info, flag in zip(found.parameters, flags.tolist(), strict=True) if flag]
+
+
+def _windows(indices: Sequence[int]) -> str:
+    if len(indices) == 1:
+        return f"window {indices[0]}"
+    return (
+        f"windows {', '.join(map(str, indices))}"
+        if len(indices) <= 3
+        else f"{len(indices)} windows, last {indices[-1]}"
+    )
