@@ -12,7 +12,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What a reader of the sdist needs beside the package: it must build, test and explain itself.
-IN_THE_SDIST = ("examples/existing_loop.py", "tests/conftest.py", "docs/report.svg", "Makefile", "constraints.txt", "CHANGELOG.md")  # fmt: skip
+IN_THE_SDIST = (
+    "CHANGELOG.md",
+    "Makefile",
+    "constraints.txt",
+    "docs/report.svg",
+    "examples/existing_loop.py",
+    "tests/conftest.py",
+)
 
 
 def main() -> None:
@@ -37,9 +44,9 @@ def main() -> None:
 def run(*command: str, forbid: str | None = None, cwd: str | Path = ROOT) -> None:
     """Run ``command``; stop with its output where it fails or prints a line that matches ``forbid``."""
     done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if forbid and re.search(forbid, line, re.IGNORECASE)]
-    if done.returncode or lines:
-        sys.exit(f"{done.stdout}\n{' '.join(command)}: exit status {done.returncode}, {len(lines)} warnings\n" + "\n".join(lines))
+    warnings = [line for line in done.stdout.splitlines() if forbid and re.search(forbid, line, re.IGNORECASE)]
+    if done.returncode or warnings:
+        sys.exit(f"{done.stdout}\n{' '.join(command)} ended with status {done.returncode}; warnings: {warnings}")
     if not forbid:
         print(done.stdout, end="")
 

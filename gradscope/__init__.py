@@ -8,7 +8,7 @@ One line beside an unmodified PyTorch training loop::
 
 The public names:
 
-- ``watch`` and the ``Scope`` it returns; ``Report``, ``Stats``, ``Outlier`` and ``Coverage``, the frozen records it fills.
+- ``watch`` and the ``Scope`` it returns; ``Report``, ``Stats``, ``Outlier`` and ``Coverage``, the frozen records.
 - ``reference``: per-sample gradients by the slow, obvious way, to compare with.
 - ``checks``: assertions that a gradient is right, and what is wrong where it is not.
 - ``register_rule``: per-sample gradients of a layer of your own.
