@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradscope.reporter.figures import power, short
+from gradscope.reporter.figures import short
 from gradscope.reporter.glyphs import Glyphs
 from gradscope.reporter.sparkline import sparkline
 from gradscope.reporter.text import cut_middle
@@ -37,7 +37,7 @@ class Column:
 
 
 def _norm(stats: Stats, glyphs: Glyphs, width: int) -> tuple[str, str]:
-    return (glyphs.none, "dim") if math.isnan(stats.grad_norm) else (power(stats.grad_norm), "")
+    return (glyphs.none, "dim") if math.isnan(stats.grad_norm) else (short(stats.grad_norm), "")
 
 
 def _noise(stats: Stats, glyphs: Glyphs, width: int) -> tuple[str, str]:
@@ -102,8 +102,8 @@ COLUMNS: tuple[Column, ...] = (
 
 #: How a table that is too wide gets narrower, step by step: (column, its new width); 0 leaves the column out.
 SQUEEZES: tuple[tuple[str, int], ...] = (
-    ("worst", 24), ("layer", 40), ("trend", 12), ("layer", 28), ("worst", 16), ("trend", 8), ("layer", 22),
-    ("worst", 12), ("preconditioned", 0), ("gsnr", 0), ("layer", 18), ("worst", 10), ("layer", 16), ("worst", 0),
+    ("worst", 24), ("layer", 40), ("trend", 12), ("layer", 28), ("preconditioned", 0), ("gsnr", 0), ("worst", 16),
+    ("trend", 8), ("layer", 22), ("worst", 12), ("layer", 18), ("worst", 10), ("layer", 16), ("worst", 0),
     ("trend", 0), ("layer", 14), ("snr", 0), ("norm", 0), ("layer", 12), ("interval", 0), ("layer", 4),
 )  # fmt: skip
 

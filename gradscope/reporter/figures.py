@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+#: A space at which ``wrap`` does not break, and which it turns into a plain one.
+NO_BREAK = "\u00a0"
+
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -33,10 +36,10 @@ def power(value: float, digits: int = 2) -> str:
 def share(part: float, whole: float) -> str:
     """``part / whole`` in per cent; neither all nor nothing is claimed where it is not so: ``< 1 %``, ``> 99 %``."""
     if whole <= 0:
-        return "0 %"
+        return f"0{NO_BREAK}%"
     percent = 100 * part / whole
     if 0 < percent < 1:
-        return "< 1 %"
+        return f"<{NO_BREAK}1{NO_BREAK}%"
     if 99 < percent < 100:
-        return "> 99 %"
-    return f"{percent:.0f} %"
+        return f">{NO_BREAK}99{NO_BREAK}%"
+    return f"{percent:.0f}{NO_BREAK}%"

@@ -68,8 +68,8 @@ def fitted(rows: Sequence[Stats], glyphs: Glyphs, width: int) -> dict[str, int]:
             chosen[key] = min(chosen[key], size)
         else:
             chosen.pop(key, None)
-    # What the squeezes left over goes back to the names.
-    chosen[NAMES] = min(natural[NAMES], chosen[NAMES] + max(0, width - _total(chosen)))
+    for key in (NAMES, *chosen):  # what the squeezes left over goes back, to the names first
+        chosen[key] = min(natural[key], chosen[key] + max(0, width - _total(chosen)))
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.cells import cell_len
@@ -24,25 +25,30 @@ def shown_name(name: str, glyphs: Glyphs) -> str:
 def shortened(names: Sequence[str], width: int, glyphs: Glyphs) -> list[str]:
     """Names in at most ``width`` columns each.
 
-    Where one is too long, the beginning that all such share goes first; then the middle is cut, at a place that
+    Where one is too long, the beginning that most such share goes first; then the middle is cut, at a place that
     keeps the names apart if there is one.
     """
     if all(cell_len(name) <= width for name in names):
         return list(names)
-    shared = _shared_prefix([name for name in names if cell_len(name) > width])
+    shared = _shared_prefix([name for name in names if cell_len(name) > width], width - cell_len(glyphs.ellipsis))
     bare = [glyphs.ellipsis + name[len(shared) :] if shared and name.startswith(shared) else name for name in names]
     attempts = [[cut_middle(name, width, glyphs.ellipsis, head) for name in bare] for head in _HEAD_SHARES]
     return max(attempts, key=lambda attempt: len(set(attempt)))
 
 
-def _shared_prefix(names: Sequence[str]) -> str:
-    """The leading parts, with the last dot, that all names have in common; no name is used up by them."""
-    if len(names) < 2:  # with nothing to tell it from, a name keeps its beginning
-        return ""
-    split = [name.split(".")[:-1] for name in names]
-    shared = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
+def _shared_prefix(names: Sequence[str], room: int) -> str:
+    """Leading parts, with the last dot, that most of these names have in common: no more than makes them fit."""
+    prefix, alike = "", list(names)
+    while any(cell_len(name) - cell_len(prefix) > room for name in alike):
+        heads = Counter(head for name in alike if (head := _next_part(name, len(prefix))))
+        head, count = heads.most_common(1)[0] if heads else ("", 0)
+        if count < 2 or 2 * count <= len(names):  # with nothing to tell it from, a name keeps its beginning
             break
-        shared.append(parts[0])
-    return ".".join([*shared, ""])
+        prefix += head
+        alike = [name for name in alike if name.startswith(prefix)]
+    return prefix
+
+
+def _next_part(name: str, start: int) -> str:
+    dot = name.find(".", start)
+    return name[start : dot + 1] if dot >= 0 else ""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NARROW = 50
 _LABEL = 14
+_READABLE = 112  # longer lines of prose are hard to follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Note:
 
     def lines(self, width: int) -> list[Line]:
         """The note in at most ``width`` columns, its text indented behind the label."""
+        width = min(width, _READABLE)
         if width < _NARROW:
             return [((self.label, "dim"),), *((("  " + line, self.style),) for line in wrap(self.text, width - 2))]
         first, *others = wrap(self.text, width - _LABEL)
@@ -41,10 +43,11 @@ class Note:
 
 def notes(report: Report, rows: Sequence[Stats], glyphs: Glyphs) -> list[Note]:
     """Everything that the table's ``rows`` do not say by themselves, the most important first."""
-    found = [Note("verdict", glyphs.text(report.verdict), "bold")] if report.verdict else []
+    found = [Note("verdict", glyphs.text(report.verdict))] if report.verdict else []
     found += [Note("warning", glyphs.text(warning), "yellow") for warning in report.warnings]
     if report.windows:
-        found += missing([*rows, report.total], glyphs)
+        said = " ".join([report.verdict, *report.warnings])
+        found += missing([*rows, report.total], said, glyphs)
     if checked := coverage_notes.check(report, glyphs):
         found.append(Note("check", checked, "bold red" if "FAILS" in checked else ""))
     if report.coverage:
@@ -56,11 +59,15 @@ def notes(report: Report, rows: Sequence[Stats], glyphs: Glyphs) -> list[Note]:
     return found
 
 
-def missing(rows: Sequence[Stats], glyphs: Glyphs) -> list[Note]:
-    """Why figures are absent: one note for all rows that share the reason."""
+def missing(rows: Sequence[Stats], said: str, glyphs: Glyphs) -> list[Note]:
+    """Why figures are absent: one note for all rows that share a reason which was not ``said`` yet."""
     alike: dict[str, list[str]] = {}
     for row in rows:
-        if row.reason and any(map(math.isnan, (row.grad_norm, row.trace_cov, row.grad_sq, row.snr))):
+        if (
+            row.reason
+            and row.reason not in said
+            and any(map(math.isnan, (row.grad_norm, row.trace_cov, row.grad_sq, row.snr)))
+        ):
             alike.setdefault(row.reason, []).append(row.name)
     return [
         Note(f"{glyphs.none} figures", f"{_whose(names, rows, glyphs)}{glyphs.text(reason)}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from rich.cells import cell_len
+
+from gradscope.reporter.figures import NO_BREAK
 
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -41,13 +44,13 @@ def pad(text: str, width: int, justify: str) -> str:
 def wrap(text: str, width: int) -> list[str]:
     """``text`` in lines of at most ``width`` columns, broken at spaces where it has any."""
     lines = [""]
-    for word in text.split():
+    for word in re.split(r"[ \t\n]+", text.strip()):
         if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
             lines[-1] += " " + word
             continue
         pieces = _chopped(word, width)
         lines[-1:] = [lines[-1], *pieces] if lines[-1] else pieces
-    return lines
+    return [line.replace(NO_BREAK, " ") for line in lines]
 
 
 def _chopped(word: str, width: int) -> list[str]:

@@ -13,6 +13,9 @@ from gradscope.statistics.sample_norms import sample_norms
 from gradscope.summary.units import Folding, Unit, Units
 from gradscope.window import ParameterInfo, Window
 
+#: In ``Window.worst``, marks a layer with everything below it, where its name alone means what it owns itself.
+FOLDED = ".*"
+
 
 def unit_sample_norms(
     parameters: Sequence[ParameterInfo], newest: Window, present: Tensor, folding: Folding
@@ -45,7 +48,8 @@ def unit_outliers(
         for u, row in zip(having, rows, strict=True):
             found[u] = row
     else:
-        noted = {layer: newest.worst.get(layer.name, ()) for layer in all_units.layers}
+        noted = {unit: newest.worst.get(unit.name + FOLDED, ()) for level in all_units.groups for unit in level}
+        noted |= {layer: newest.worst.get(layer.name, ()) for layer in all_units.layers}
         noted[all_units.total] = newest.worst.get(None, ())
         found = [noted.get(unit, ()) for unit in order]
     return [tuple(Outlier(i, newest.ids[i] if newest.ids else None, ratio) for i, ratio in row) for row in found]
