@@ -11,12 +11,12 @@ _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def short(value: float) -> str:
-    """``value`` to about three digits: ``0.047``, ``4.7``, ``251``, ``1,234``, ``12.3k``, ``1.2e13``."""
+    """``value`` to about three digits: ``0.047``, ``4.0``, ``251``, ``1,234``, ``12.3k``, ``1.2e13``."""
     size = abs(value)
     if not math.isfinite(value) or size >= 1e12 or 0 < size < 1e-3:
         return power(value)
     if size < 9.95:
-        return f"{value:.2g}"
+        return f"{value:#.2g}" if value else "0"
     if size < 9999.5:
         return f"{value:,.0f}"
     # The unit is chosen after rounding to three digits, so that 999,999 is 1M and not 1000k.

@@ -69,10 +69,7 @@ def missing(rows: Sequence[Stats], said: str, glyphs: Glyphs) -> list[Note]:
             and any(map(math.isnan, (row.grad_norm, row.trace_cov, row.grad_sq, row.snr)))
         ):
             alike.setdefault(row.reason, []).append(row.name)
-    return [
-        Note(f"{glyphs.none} figures", f"{_whose(names, rows, glyphs)}{glyphs.text(reason)}")
-        for reason, names in alike.items()
-    ]
+    return [Note(glyphs.none, f"{_whose(names, rows, glyphs)}{glyphs.text(reason)}") for reason, names in alike.items()]
 
 
 def _whose(names: Sequence[str], rows: Sequence[Stats], glyphs: Glyphs) -> str:

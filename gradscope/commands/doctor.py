@@ -1,0 +1,99 @@
+"""``gradscope doctor``: whether this installation works."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradscope.commands.command import Command
+
+_OURS = "torch-gradscope"
+_NEEDED = {"torch": (2, 6), "rich": (13,), "numpy": (1,)}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: what was looked at.
+        found: what is so.
+        problem: what to do about it; empty where all is well.
+    """
+
+    subject: str
+    found: str
+    problem: str = ""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the command has no options."""
+
+
+def _run(options: argparse.Namespace) -> int:
+    findings = [*_versions(), _import_name(), _output(getattr(sys.stdout, "encoding", None))]
+    for finding in findings:
+        print(f"{'!!' if finding.problem else 'ok'}  {finding.subject:<12}{finding.found}")
+        if finding.problem:
+            print(f"{'':16}{finding.problem}")
+    return int(any(finding.problem for finding in findings))
+
+
+def _versions() -> Iterator[Finding]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", python, "" if sys.version_info >= (3, 10) else "gradscope needs 3.10 or later")
+    for name, least in _NEEDED.items():
+        yield _dependency(name, least)
+    from gradscope import __version__
+
+    yield Finding("gradscope", f"{__version__} in {_here()}")
+
+
+def _dependency(name: str, least: tuple[int, ...]) -> Finding:
+    wanted = ".".join(map(str, least))
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # a broken installation fails with whatever its own code raises
+        return Finding(name, "cannot be imported", f"{type(error).__name__}: {error}; install {name}>={wanted}")
+    found = str(getattr(module, "__version__", None) or importlib.metadata.version(name))
+    return Finding(name, found, "" if _numbers(found) >= least else f"gradscope needs {wanted} or later")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (2, 13) of ``2.13.0+cpu``."""
+    parts = version.split("+")[0].split(".")[:2]
+    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
+
+
+def _import_name() -> Finding:
+    """Whether another distribution installs a package of our name: whichever was installed last then wins."""
+    owners = sorted(set(importlib.metadata.packages_distributions().get("gradscope", ())))
+    others = [owner for owner in owners if owner.lower().replace("_", "-") != _OURS]
+    if others:
+        return Finding(
+            "import name",
+            f"'gradscope' is installed by {' and '.join(owners)}",
+            f"They overwrite each other's files: pip uninstall {' '.join(others)}, "
+            f"then pip install --force-reinstall --no-deps {_OURS}",
+        )
+    return Finding("import name", f"'gradscope' belongs to {owners[0] if owners else 'a source tree'}")
+
+
+def _output(encoding: str | None) -> Finding:
+    from gradscope.reporter.glyphs import UNICODE, glyphs_for
+
+    if glyphs_for(encoding) is UNICODE:
+        return Finding("output", f"{encoding or 'in memory'}: {UNICODE.levels} {UNICODE.norm}")
+    return Finding("output", f"{encoding}: reports are drawn in ASCII; PYTHONIOENCODING=utf-8 gives all characters")
+
+
+def _here() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+DOCTOR = Command("check this installation", _add_arguments, _run)
