@@ -22,6 +22,7 @@ class Sums:
         known: whether the window knows the parameter's sums: it was measured, or nothing reached it and they are zero.
         present: ``[P]``: parameters that the report has figures for: known in the newest window, measured in one.
         mismatch: ``[P]``: the check failed in at least one window.
+        estimated: ``[P]``: random signs were used in at least one window.
         grad_sq_norm: ``‖ḡ‖²``, zero where not measured.
         contribution_sq_sum: ``Σ‖hᵢ‖²``, zero where not measured.
         preconditioned: ``tr(PΣ)`` and ``GᵀPG``, NaN where there is none.
@@ -30,6 +31,7 @@ class Sums:
     known: Tensor
     present: Tensor
     mismatch: Tensor
+    estimated: Tensor
     grad_sq_norm: Tensor
     contribution_sq_sum: Tensor
     preconditioned: tuple[Tensor, Tensor]
@@ -39,24 +41,24 @@ def sums(parameters: Sequence[ParameterInfo], windows: Sequence[Window]) -> Sums
     """The windows' sums, gathered. A parameter that nothing reached has the sums zero, which is what it contributes."""
     size = (len(windows), len(parameters))
     rows = [[_row(window, info.name) for info in parameters] for window in windows]
-    flags = torch.tensor([[row[:3] for row in line] for line in rows], dtype=torch.bool).reshape(*size, 3)
-    numbers = torch.tensor([[row[3:] for row in line] for line in rows], dtype=torch.float64).reshape(*size, 4)
-    measured, silent, mismatch = flags.unbind(2)
+    flags = torch.tensor([[row[:4] for row in line] for line in rows], dtype=torch.bool).reshape(*size, 4)
+    numbers = torch.tensor([[row[4:] for row in line] for line in rows], dtype=torch.float64).reshape(*size, 4)
+    measured, silent, mismatch, estimated = flags.unbind(2)
     known = measured | silent
     present = known[-1] & measured.any(0)
     first, second, trace, quadratic = numbers.unbind(2)
-    return Sums(known, present, mismatch.any(0), first, second, (trace, quadratic))
+    return Sums(known, present, mismatch.any(0), estimated.any(0), first, second, (trace, quadratic))
 
 
-def _row(window: Window, name: str) -> tuple[bool, bool, bool, float, float, float, float]:
-    """Measured, silent, mismatch; the four sums."""
+def _row(window: Window, name: str) -> tuple[bool, bool, bool, bool, float, float, float, float]:
+    """Measured, silent, mismatch, estimated; the four sums."""
     coverage = window.coverage.get(name)
     found = window.parameters.get(name)
     status = coverage.status if coverage is not None else "not measured"
     if found is None or status == "mismatch":
-        return False, status == "no gradient", status == "mismatch", 0.0, 0.0, torch.nan, torch.nan
+        return False, status == "no gradient", status == "mismatch", False, 0.0, 0.0, torch.nan, torch.nan
     trace, quadratic = found.preconditioned or (torch.nan, torch.nan)
-    return True, False, False, found.grad_sq_norm, found.contribution_sq_sum, trace, quadratic
+    return True, False, False, status == "estimated", found.grad_sq_norm, found.contribution_sq_sum, trace, quadratic
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,8 @@ import torch
 
 from gradscope.statistics.drift import drift
 from gradscope.statistics.heavy_tails import heavy_tails
-from gradscope.statistics.ratio_interval import FEWEST_WINDOWS
+from gradscope.statistics.signal import signal
+from gradscope.statistics.trace_cov import trace_cov
 from gradscope.summary.digest import Digest
 from gradscope.summary.reasons import lacks_pairs, some, withheld
 from gradscope.window import Window
@@ -58,9 +59,15 @@ def _drift(found: Digest) -> Iterator[str]:
 
 
 def _tails(found: Digest) -> Iterator[str]:
-    """Whether the interval of the totals is narrower than its 95 % promises."""
+    """Whether the interval of the totals is narrower than its 95 % promises, seen on what was measured exactly."""
+    exact = found.sums.present & ~found.sums.estimated
+    contributions = torch.where(exact, found.sums.contribution_sq_sum, 0.0).sum(1)
+    grad_sq_norm = torch.where(exact, found.sums.grad_sq_norm, 0.0).sum(1)
+    weight_sq_sum = torch.tensor([window.weight_sq_sum for window in found.windows], dtype=torch.float64)
+    samples = torch.tensor([window.samples for window in found.windows], dtype=torch.float64)
+    noise = trace_cov(grad_sq_norm, signal(grad_sq_norm, contributions, weight_sq_sum), samples)
     used = found.series.used[:, found.total]
-    if int(used.sum()) >= FEWEST_WINDOWS and heavy_tails(found.series.trace_cov[used, found.total]):
+    if heavy_tails(noise[used], 1 / weight_sq_sum[used]):
         yield "heavy tails: a few samples carry much of the noise; interval optimistic"
 
 
