@@ -1,8 +1,8 @@
 """Wrong labels in a data set, found by the size of their gradients.
 
-Two per cent of the digits get a wrong label; a small network is trained on all of them, wrong ones included. Then one watched pass
-over the training set, without a step, gives each sample's gradient norm: a sample whose label contradicts what the network has
-learned from the others pulls hard.
+Two per cent of the digits get a wrong label, and a small network is trained on all of them, wrong ones included. Then
+one watched pass over the training set, without a step, gives each sample's gradient norm: a sample whose label
+contradicts what the network has learned from the others pulls hard.
 """
 
 import torch
