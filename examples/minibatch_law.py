@@ -1,7 +1,7 @@
 """What a minibatch's gradient is, by counting all of them.
 
 From N samples there are C(N, M) minibatches of size M. For every M from 1 to N, the mean of all their gradients is the
-full gradient, and their covariance is S / M * (N - M) / (N - 1), where S is the covariance of single samples (divided by
+full gradient, and their covariance is S / M * (N - M) / (N - 1), where S is the covariance of single samples (over
 N). Nothing is estimated here: each minibatch is backpropagated.
 """
 
