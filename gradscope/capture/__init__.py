@@ -1,0 +1,1 @@
+"""Hooks, windows, re-use of modules, and which row is which sample."""

@@ -1,0 +1,165 @@
+"""One run of autograd's engine, as the hooks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gradscope.capture.forward import Forward
+from gradscope.capture.tagging import settle_signed
+from gradscope.contributions import Probe
+from gradscope.moments.leaf import Arrival, Leaf
+from gradscope.moments.microstep import MicroStep, joined
+
+TWO_FORWARDS = (
+    "several forwards share this backward, and whether they saw the same samples is not known: say "
+    "scope.annotate(same_samples=True) (siamese branches) or same_samples=False (real and generated batches) before it"
+)
+
+
+class Backward:
+    """One backward: the forwards it reached, and what it added to the parameters.
+
+    Args:
+        task: autograd's number of it.
+    """
+
+    __slots__ = ("arrivals", "forwards", "restarted", "task", "touched")
+
+    def __init__(self, task: int) -> None:
+        self.task = task
+        self.forwards: list[Forward] = []
+        self.arrivals: dict[int, Arrival] = {}
+        #: Parameters whose ``.grad`` was None before: for them a window begins.
+        self.restarted: set[int] = set()
+        #: Parameters whose ``.grad`` was changed by someone else since the window's last backward.
+        self.touched: set[int] = set()
+
+    @property
+    def first(self) -> Forward | None:
+        """The first forward that was reached."""
+        return self.forwards[0] if self.forwards else None
+
+    def reach(self, forward: Forward) -> None:
+        """Note a forward."""
+        if forward not in self.forwards:
+            self.forwards.append(forward)
+
+    def arrive(self, leaf: Leaf, grad: Tensor, probe: Probe, *, keep: bool) -> None:
+        """Note what reached a parameter."""
+        earlier = self.arrivals.get(leaf.index)
+        if earlier is not None:
+            earlier.add(grad, probe)
+            return
+        self.arrivals[leaf.index] = Arrival(grad, probe, keep)
+        before = leaf.parameter.grad
+        if before is None:
+            self.restarted.add(leaf.index)
+            leaf.baseline = None
+        elif leaf.version is None:
+            leaf.baseline = before.detach().clone() if bool((before != 0).any()) else None
+        elif before._version != leaf.version:
+            self.touched.add(leaf.index)
+
+    def hold(self) -> None:
+        """The graph is kept: what arrived belongs to a micro-step that goes on."""
+        for forward in self.forwards[:1]:
+            merge_arrivals(forward.arrivals, self.arrivals)
+
+
+def merge_arrivals(into: dict[int, Arrival], later: Mapping[int, Arrival]) -> None:
+    """Add what a later backward of the same micro-step brought."""
+    for index, arrival in later.items():
+        if index in into:
+            into[index].merge(arrival)
+        else:
+            into[index] = arrival
+
+
+def finish_forwards(
+    forwards: list[Forward], arrivals: Mapping[int, Arrival], leaves: list[Leaf], same_samples: bool | None
+) -> list[MicroStep]:
+    """The micro-step that a backward has ended: all that waited is described, squared and compared.
+
+    Args:
+        forwards: the model's calls that this backward reached.
+        arrivals: what this backward added to the parameters.
+        leaves: all parameters.
+        same_samples: what the user said of several forwards in one backward; None if nothing.
+    """
+    live = [forward for forward in forwards if not forward.done and forward.step is not None]
+    for forward in forwards:
+        forward.done = True
+    if not live:
+        return []
+    total: dict[int, Arrival] = {}
+    for forward in live:
+        merge_arrivals(total, forward.arrivals)
+    merge_arrivals(total, arrivals)
+    if same_samples is True and len(live) > 1:
+        _share(live)
+    for forward in live:
+        for call in forward.waiting:
+            call.finish()
+        forward.waiting.clear()
+    steps = [forward.step for forward in live if forward.step is not None]
+    if len(live) == 1 or same_samples is True:
+        settle_signed(live[0], leaves)
+        step = steps[0]
+        step.finish(leaves)
+    else:
+        for forward, part in zip(live, steps, strict=True):
+            part.finish(leaves)
+            forward.signed.clear()
+        step = joined(steps, total)
+        if same_samples is None:
+            for record in step.measured.values():
+                record.reason, record.norms, record.sum, record.spoiled = TWO_FORWARDS, None, None, True
+    _attach(step, live, total, leaves)
+    return [step]
+
+
+def _share(live: list[Forward]) -> None:
+    """The same samples went through the model several times: their uses belong together."""
+    first = live[0]
+    for forward in live[1:]:
+        forward.step = first.step
+        for index, uses in forward.uses.items():
+            first.uses[index] = first.uses.get(index, 0) + uses
+        forward.uses = first.uses
+        for index, signed in forward.signed.items():
+            before = first.signed.get(index)
+            first.signed[index] = signed if before is None else before + signed
+        forward.signed.clear()
+
+
+def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival], leaves: list[Leaf]) -> None:
+    for index, arrival in arrivals.items():
+        record = step.of(leaves[index])
+        record.arrival = arrival
+        if not record.reason and record.norms is None:
+            record.reason = "no layer that gradscope knows was seen using it"
+        if arrival.dtype in (torch.float16, torch.bfloat16, torch.float32):
+            record.dtype = max(record.dtype, arrival.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    mixed = [name for forward in live for name in (*forward.mixing, *forward.mixed)]
+    if mixed:
+        _name_mixing(step, live, mixed)
+    if any(forward.tag_error for forward in live):
+        step.notices.append(f"the inner backward was refused: {next(f.tag_error for f in live if f.tag_error)}")
+
+
+def _name_mixing(step: MicroStep, live: list[Forward], mixed: list[str]) -> None:
+    """Samples interact: say where, and that nothing below it can be estimated."""
+    culprits = [name for forward in live for name in forward.mixing]
+    if culprits:
+        where = f"{culprits[0]} mixes the samples of a batch (training mode)"
+    else:
+        where = f"samples interact between {mixed[0]!r} and the output"
+    for record in step.measured.values():
+        if record.norms is None and not record.spoiled:
+            record.spoiled = True
+            record.reason = f"{where}; {record.reason}" if record.reason else where
+        elif record.spoiled and record.reason == "samples interact after this layer":
+            record.reason = f"{where}, so no sample has a gradient of its own here: use eval mode or GroupNorm, or pass ignore=[...]"

@@ -1,0 +1,190 @@
+"""One call of one layer: what it read, and what comes back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradscope.capture.forward import Forward
+from gradscope.capture.kept import Kept
+from gradscope.capture.layout import BatchDim, Layout, NoSamples, RowProbe, Rows, find_layout
+from gradscope.capture.plan import Plan
+from gradscope.contributions import Contribution, Dense
+from gradscope.errors import MixedSamplesError
+from gradscope.moments.leaf import Leaf
+from gradscope.rules import Rule
+
+if TYPE_CHECKING:
+    from gradscope.capture.recorder import Recorder
+
+
+class Call:
+    """One call of a layer whose rule is known. The hook on its output keeps it alive, and nothing else does.
+
+    Args:
+        recorder: where figures go.
+        plan: the layer's.
+        forward: the model's call that this one is part of.
+        kept: the layer's inputs.
+        key: what tells this kind of call from others of the same layer.
+    """
+
+    __slots__ = ("forward", "grad", "kept", "key", "plan", "recorder", "row_probe", "tagged")
+
+    def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, key: tuple[object, ...]) -> None:
+        self.recorder = recorder
+        self.plan = plan
+        self.forward = forward
+        self.kept = kept
+        self.key = key
+        self.grad: Tensor | None = None
+        self.row_probe: RowProbe | None = None
+        self.tagged: Tensor | None = None
+
+    @property
+    def rule(self) -> Rule:
+        """The layer's closed form."""
+        rule = self.plan.rule
+        if rule is None:
+            raise RuntimeError(f"{self.plan.name} has no rule")
+        return rule
+
+    def on_grad(self, grad: Tensor) -> None:
+        """Hook on the output: its gradient is here."""
+        recorder = self.recorder
+        if recorder.tagging is not None:
+            if recorder.tagging is self.forward:
+                self._see_tags(grad)
+            return
+        if not recorder.enter(self.forward):
+            return
+        if recorder.more_backwards() or self.grad is not None:
+            if self.grad is None:
+                self.forward.waiting.append(self)
+            self.grad = grad if self.grad is None else self.grad + grad
+            return
+        self.measure(grad, last=True)
+
+    def finish(self) -> None:
+        """The micro-step's last backward is over: describe the sum of all that came back."""
+        grad, self.grad = self.grad, None
+        if grad is not None:
+            self.measure(grad, last=True)
+
+    def measure(self, grad: Tensor, last: bool) -> None:
+        """Describe this call's contributions and hand them to the micro-step."""
+        step = self.forward.step
+        if step is None:
+            return
+        leaves = self.wanted()
+        try:
+            layout = self._layout(grad)
+            if isinstance(layout, NoSamples):
+                self._no_samples(layout, leaves)
+                return
+            described = self._describe(grad, layout)
+        except MixedSamplesError as error:
+            self.forward.mixing.append(self.plan.name)
+            for leaf in leaves.values():
+                step.withhold(leaf, str(error), spoiled=True)
+            return
+        assumed = isinstance(layout, BatchDim) and not layout.measured
+        for name, leaf in leaves.items():
+            contribution = described.get(name)
+            if contribution is None:
+                step.withhold(leaf, f"the rule {self.rule.name!r} does not describe it")
+                continue
+            if contribution.samples != step.samples or contribution.shape != leaf.parameter.shape:
+                step.withhold(
+                    leaf, f"the rule {self.rule.name!r} describes {contribution.samples} samples of shape "
+                    f"{tuple(contribution.shape)}, expected {step.samples} of {tuple(leaf.parameter.shape)}"
+                )  # fmt: skip
+                continue
+            uses = self.forward.uses.get(leaf.index, 1)
+            step.add(leaf, contribution, self.rule.name, uses=uses, last=last, dtype=grad.dtype)
+            step.of(leaf).assumed |= assumed
+
+    def wanted(self) -> dict[str, Leaf]:
+        """The layer's parameters that ask for a gradient."""
+        return {name: leaf for name, leaf in self.plan.leaves.items() if leaf.wanted}
+
+    def _no_samples(self, layout: NoSamples, leaves: dict[str, Leaf]) -> None:
+        step = self.forward.step
+        if layout.mixed:
+            self.forward.mixed.append(self.plan.name)
+        for leaf in leaves.values():
+            if step is not None and layout.mixed:
+                step.withhold(leaf, "samples interact after this layer", spoiled=True)
+            elif step is not None:
+                step.withhold(leaf, "its output has no batch dimension")
+
+    def _lead(self, grad: Tensor) -> int:
+        """How many leading dimensions index rows."""
+        return grad.dim() - self.rule.features(self.plan.module) if self.rule.rows == "leading" else 1
+
+    def _see_tags(self, grad: Tensor) -> None:
+        if self.row_probe is None:
+            self.row_probe = RowProbe(grad.shape, self._lead(grad), grad, self.recorder.generator)
+        seen = self.row_probe(grad)
+        self.tagged = seen if self.tagged is None else self.tagged + seen
+
+    def _layout(self, grad: Tensor) -> Layout:
+        lead = grad.shape[: self._lead(grad)]
+        n, batch_dim = self.forward.samples, self.recorder.options.batch_dim
+        dims = [dim for dim, size in enumerate(lead) if size == n]
+        candidates = sorted(dims, key=lambda dim: (dim != batch_dim, dim))
+        if n == 1:
+            # Every row belongs to the only sample.
+            rows = torch.zeros(lead.numel(), dtype=torch.long, device=grad.device)
+            return BatchDim(candidates[0], measured=True) if candidates else Rows(rows)
+        tags, tagged, probe = self.forward.tags, self.tagged, self.row_probe
+        self.tagged = self.row_probe = None
+        if tags is not None and tagged is not None and probe is not None and self.forward.distinct:
+            plain = probe(grad)
+            layout = find_layout(plain, tagged, tags, lead, candidates, grad.dtype)
+            every_row = bool((plain.abs().sum(1) > 0).all())
+            self.plan.remember(self.key, layout, every_row)
+            return layout
+        known = self.plan.layout(self.key)
+        if known is not None and not isinstance(known, BatchDim):
+            return known
+        if known is not None and known.dim < len(lead) and lead[known.dim] == n:
+            return known
+        return BatchDim(candidates[0]) if candidates else NoSamples(mixed=False)
+
+    def _describe(self, grad: Tensor, layout: Layout) -> dict[str, Contribution]:
+        inputs = self.kept.read()
+        if isinstance(layout, BatchDim):
+            if layout.dim:
+                inputs = tuple(_moved(value, layout.dim) for value in inputs)
+                grad = grad.movedim(layout.dim, 0)
+            return self._by_rule(inputs, grad)
+        if not isinstance(layout, Rows):
+            return {}
+        rows = self._lead(grad)
+        if rows > 1 or self.rule.rows == "leading":
+            inputs = tuple(_flattened(value, rows) for value in inputs)
+            grad = grad.reshape(layout.sample_of_row.shape[0], *grad.shape[rows:])
+        n = self.forward.samples
+        described = self._by_rule(inputs, grad)
+        return {name: contribution.regroup(layout.sample_of_row, n) for name, contribution in described.items()}
+
+    def _by_rule(self, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
+        with torch.no_grad():
+            described = self.rule.describe(self.plan.module, inputs, grad.detach())
+        return {
+            name: value if isinstance(value, Contribution) else Dense(value.detach())
+            for name, value in described.items()
+        }
+
+
+def _moved(value: Any, dim: int) -> Any:
+    return value.movedim(dim, 0) if isinstance(value, Tensor) and value.dim() > dim else value
+
+
+def _flattened(value: Any, rows: int) -> Any:
+    if isinstance(value, Tensor) and value.dim() >= rows:
+        return value.reshape(value.shape[:rows].numel(), *value.shape[rows:])
+    return value

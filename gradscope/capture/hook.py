@@ -1,0 +1,43 @@
+"""The callable that is hung on modules and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+
+class Hook:
+    """A hook that belongs to one scope and stays behind when the model is copied or saved.
+
+    A deep copy (an EMA model, say) would feed the original's scope, and a pickled closure would fail to load. Both get a
+    function of the standard library that takes anything and returns None.
+    """
+
+    # torch warns when a tensor with hooks is saved; this one is meant to stay behind.
+    __torch_unserializable__ = True
+
+    def __init__(self, function: Callable[..., Any], owner: object) -> None:
+        self._function = function
+        self.owner = owner
+
+    @torch.compiler.disable(recursive=True)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return nullcontext().__exit__
+
+    def __reduce__(self) -> Any:
+        return getattr, (nullcontext(), "__exit__")
+
+
+def find_owner(module: torch.nn.Module) -> object | None:
+    """The owner of a ``Hook`` on this module, or None."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for hook in hooks.values():
+            if isinstance(hook, Hook):
+                return hook.owner
+    return None

@@ -1,0 +1,19 @@
+"""What the user asked for at ``watch``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Settings of one scope; ``watch`` documents them."""
+
+    every: int = 1
+    subsample: int | None = None
+    moments: bool = False
+    second_pass: bool = False
+    batch_dim: int = 0
+    budget: int | None = None
+    keep: int = 100
+    guard_every: int = 16

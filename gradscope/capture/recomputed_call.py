@@ -1,0 +1,164 @@
+"""One call of a module without a closed form, to be recomputed sample by sample."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, RNNBase
+from torch.utils import _pytree as pytree
+
+from gradscope.capture.forward import Forward
+from gradscope.capture.kept import Kept
+from gradscope.capture.layout import along
+from gradscope.capture.plan import Plan
+from gradscope.contributions import Dense
+from gradscope.errors import GradscopeError
+from gradscope.rules.recompute import Recomputation
+
+if TYPE_CHECKING:
+    from gradscope.capture.recorder import Recorder
+
+#: How far a tagged output gradient may be from its tags times the untagged one.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+class RecomputedCall:
+    """One call of a module that has no rule and no layers inside it.
+
+    Args:
+        recorder: where figures go.
+        plan: the module's.
+        forward: the model's call that this one is part of.
+        kept: ``(args, kwargs)`` of the call.
+        outputs: how many output tensors ask for a gradient.
+    """
+
+    __slots__ = ("autocast", "forward", "grads", "kept", "plan", "recorder", "tagged", "waits")
+
+    def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, outputs: int, device: str) -> None:
+        self.recorder = recorder
+        self.plan = plan
+        self.forward = forward
+        self.kept = kept
+        self.grads: list[Tensor | None] = [None] * outputs
+        self.tagged: list[Tensor | None] = [None] * outputs
+        self.waits = False
+        self.autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+
+    def on_grad(self, which: int, grad: Tensor) -> None:
+        """Hook on output number ``which``."""
+        recorder = self.recorder
+        if recorder.tagging is not None:
+            if recorder.tagging is self.forward:
+                self.tagged[which] = grad
+            return
+        if not recorder.enter(self.forward):
+            return
+        before = self.grads[which]
+        self.grads[which] = grad if before is None else before + grad
+        if len(self.grads) == 1 and not recorder.more_backwards() and not self.waits:
+            self.finish()
+        elif not self.waits:
+            self.waits = True
+            self.forward.waiting.append(self)
+
+    def finish(self) -> None:
+        """All gradients are here: recompute."""
+        step = self.forward.step
+        leaves = {name: leaf for name, leaf in self.plan.leaves.items() if leaf.wanted}
+        if step is None or all(grad is None for grad in self.grads):
+            return
+        try:
+            self._check_tags()
+            found = self._recompute(list(leaves))
+        except _Interacting:
+            self.forward.mixed.append(self.plan.name)
+            for leaf in leaves.values():
+                step.withhold(leaf, "samples interact after this layer", spoiled=True)
+            return
+        except (GradscopeError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            for leaf in leaves.values():
+                step.withhold(leaf, f"{self.plan.reason}, and recomputing it failed: {_first_line(error)}")
+            return
+        finally:
+            self.grads = [None] * len(self.grads)
+            self.tagged = [None] * len(self.tagged)
+        for name, leaf in leaves.items():
+            uses = self.forward.uses.get(leaf.index, 1)
+            dtype = self.autocast[2] if self.autocast[1] else found[name].dtype
+            step.add(leaf, Dense(found[name]), "recomputed", uses=uses, last=True, dtype=dtype)
+            step.of(leaf).assumed |= self.forward.tags is None
+
+    def _check_tags(self) -> None:
+        tags = self.forward.tags
+        if tags is None:
+            return
+        for plain, tagged in zip(self.grads, self.tagged, strict=True):
+            if plain is None or tagged is None:
+                continue
+            dim = sample_dim(self.plan.module, plain, self.forward.samples, self.recorder.options.batch_dim)
+            if dim is None:
+                raise GradscopeError("its output has no batch dimension")
+            shape = [1] * plain.dim()
+            shape[dim] = -1
+            expected = along(tags, plain.shape, dim).reshape(plain.shape).to(plain.dtype) * plain
+            off = (tagged - expected).norm()
+            if bool(off > TOLERANCE.get(plain.dtype, 1e-3) * (plain.norm() * tags.abs().max())):
+                raise _Interacting
+        self.plan.checked = True
+
+    def _recompute(self, names: list[str]) -> dict[str, Tensor]:
+        args, kwargs = self.kept.read()
+        module, n = self.plan.module, self.forward.samples
+        batch_dim = self.recorder.options.batch_dim
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        grad_dims = []
+        for grad in self.grads:
+            dim = 0 if grad is None else sample_dim(module, grad, n, batch_dim)
+            if dim is None:
+                raise GradscopeError("its output has no batch dimension")
+            grad_dims.append(dim)
+        return Recomputation(
+            module=module,
+            parameters={name: self.plan.leaves[name].parameter.detach() for name in names},
+            args=args,
+            kwargs=kwargs,
+            arg_dims=[sample_dim(module, tensor, n, batch_dim) for tensor in tensors],
+            grads=[None if grad is None else grad.detach() for grad in self.grads],
+            grad_dims=grad_dims,
+            autocast=self.autocast,
+        ).contributions()
+
+
+class _Interacting(Exception):  # noqa: N818 - never leaves this file
+    """Tags show that samples interact."""
+
+
+def sample_dim(module: Module, tensor: Tensor, n: int, batch_dim: int) -> int | None:
+    """Where the samples lie in an input or output of a module that is not known to gradscope; None where they do not."""
+    dims = [dim for dim, size in enumerate(tensor.shape) if size == n]
+    first = batch_dim
+    if (getattr(module, "batch_first", None) is False and tensor.dim() > 2) or (
+        isinstance(module, RNNBase) and tensor.dim() == 3 and tensor.shape[0] != n
+    ):
+        first = 1
+    elif getattr(module, "batch_first", None) is True:
+        first = 0
+    return min(dims, key=lambda dim: (dim != first, dim), default=None)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]
+
+
+def as_positional(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The call's arguments with keywords put into their places, as rules read them."""
+    if not kwargs:
+        return args
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args

@@ -1,0 +1,10 @@
+"""The algebra of per-sample gradients that are described, not built."""
+
+from gradscope.contributions.contribution import Contribution, Probe
+from gradscope.contributions.convolution import Convolution
+from gradscope.contributions.dense import Dense
+from gradscope.contributions.outer import Outer
+from gradscope.contributions.scatter import Scatter
+from gradscope.contributions.uses import sum_of_uses
+
+__all__ = ["Contribution", "Convolution", "Dense", "Outer", "Probe", "Scatter", "sum_of_uses"]

@@ -1,0 +1,111 @@
+"""What n samples added to one parameter's gradient, described by whatever is cheapest to keep."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.contributions.precision import working
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """k random directions ``Rⱼ = leftⱼ ⊗ rightⱼ`` in the space of one parameter.
+
+    Rank one, so that ``⟨hᵢ, R⟩`` of an outer product needs two matrix-vector products instead of the gradient itself. Two
+    directions, since a single one is blind to some errors by chance (1 % quantile: 0.012 of the error's norm).
+
+    Attributes:
+        left: ``[s₀, k]`` over the parameter's first dimension.
+        right: ``[k, m]`` over all further dimensions, flattened.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def draw(cls, like: Tensor, generator: torch.Generator, k: int = 2) -> Probe:
+        """Random directions of variance one for a parameter's shape, from a private generator on the CPU."""
+        first = like.shape[0] if like.dim() else 1
+        rest = like.numel() // first if first else 0
+        real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
+        left = torch.randn(first, k, generator=generator, dtype=real)
+        # With a single column left alone is already a full-rank direction.
+        right = torch.randn(k, rest, generator=generator, dtype=real) if rest > 1 else torch.ones(k, rest, dtype=real)
+        dtype = working(like).dtype
+        return cls(left.to(like.device, dtype), right.to(like.device, dtype))
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """``⟨tensor, Rⱼ⟩``, ``[k]``; a sparse gradient is read through its values."""
+        if tensor.layout is torch.sparse_coo:
+            values = working(tensor._values()).reshape(tensor._values().shape[0], -1)
+            left = self.left[tensor._indices()[0]]
+            return (left * (values @ self.right.T)).sum(0)
+        return ((working(tensor).reshape(self.left.shape[0], -1) @ self.right.T) * self.left).sum(0)
+
+    @property
+    def squares(self) -> Tensor:
+        """The elementwise size ``|leftⱼ|·|rightⱼ|`` is rarely needed in full; this is ``‖Rⱼ‖²``, ``[k]``."""
+        return self.left.abs().square().sum(0) * self.right.abs().square().sum(1)
+
+
+class Contribution(ABC):
+    """Contributions ``hᵢ`` of n samples to one parameter's gradient.
+
+    Every kind answers the same questions, each in the cheapest way that it knows. All answers are exact up to rounding.
+    """
+
+    #: The parameter's shape.
+    shape: torch.Size
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """N."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that this description keeps alive."""
+
+    @abstractmethod
+    def squared_norms(self) -> Tensor:
+        """``‖hᵢ‖²``, float64 ``[n]``."""
+
+    @abstractmethod
+    def probe(self, probe: Probe) -> Tensor:
+        """``⟨hᵢ, Rⱼ⟩``, float64 or complex128 ``[n, k]``."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """All ``hᵢ`` in full, ``[n, *shape]``: for small parameters, tests and the guard only."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Contribution:
+        """The contributions of some samples only, by their indices."""
+
+    @abstractmethod
+    def regroup(self, sample_of_row: Tensor, samples: int) -> Contribution:
+        """Contributions of samples from those of rows: row r belongs to sample ``sample_of_row[r]``; rows are summed."""
+
+    def second_moment(self) -> Tensor:
+        """``Σᵢ |hᵢ|²`` elementwise, of the parameter's shape; sample by sample, so that memory stays at one gradient."""
+        total: Tensor | None = None
+        for i in range(self.samples):
+            one = working(self.one(i)).abs().square()
+            total = one if total is None else total.add_(one)
+        return torch.zeros(self.shape) if total is None else total
+
+    def one(self, i: int) -> Tensor:
+        """``hᵢ`` of one sample in full, of the parameter's shape."""
+        return self.select(torch.tensor([i])).dense()[0]
+
+    def total(self) -> Tensor:
+        """``Σᵢ hᵢ``, of the parameter's shape."""
+        total = self.one(0).clone()
+        for i in range(1, self.samples):
+            total += self.one(i)
+        return total

@@ -1,0 +1,134 @@
+"""Contributions of convolutions: outer products of input patches and output gradients, unfolded a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.contributions.contribution import Contribution, Probe
+from gradscope.contributions.dense import widen
+from gradscope.contributions.outer import Outer
+from gradscope.contributions.outer_norms import outer_second_moment, outer_squared_norms
+from gradscope.contributions.precision import working
+from gradscope.contributions.rows import RowOrder
+
+#: Elements of unfolded patches that exist at once.
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a kernel walks over its (already padded) input.
+
+    Attributes:
+        kernel: size of the kernel per spatial dimension.
+        stride: per spatial dimension.
+        dilation: per spatial dimension.
+        groups: number of channel groups.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def patches(self, x: Tensor, positions: tuple[int, ...]) -> Tensor:
+        """Patches ``[n, groups, T, (channels/groups)·∏kernel]`` of a padded input ``[n, channels, *spatial]``.
+
+        Args:
+            x: the padded input.
+            positions: how many kernel positions per spatial dimension; the output's spatial size.
+        """
+        x = x.contiguous()
+        n, channels = x.shape[:2]
+        strides = x.stride()
+        size = (n, channels, *positions, *self.kernel)
+        walk = tuple(s * step for s, step in zip(strides[2:], self.stride, strict=True))
+        reach = tuple(s * step for s, step in zip(strides[2:], self.dilation, strict=True))
+        view = x.as_strided(size, (*strides[:2], *walk, *reach))
+        dims = len(self.kernel)
+        view = view.reshape(n, self.groups, channels // self.groups, *positions, *self.kernel)
+        order = (0, 1, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
+        return view.permute(order).reshape(n, self.groups, _product(positions), -1)
+
+
+class Convolution(Contribution):
+    """``hᵢ = Σ_positions gradᵢᵀ patchᵢ``, group by group.
+
+    Args:
+        inputs: padded input ``[n, channels, *spatial]``.
+        grads: gradient of the output ``[n, channels_out, *positions]``.
+        shape: the parameter's, ``[channels_out, channels/groups, *kernel]``.
+        geometry: how the kernel walks.
+        convolve: the native convolution without padding, ``(input, kernel, stride, dilation) -> output``.
+    """
+
+    def __init__(
+        self, inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry, convolve: Callable[..., Tensor]
+    ) -> None:
+        self.inputs, self.grads = working(inputs), working(grads)
+        self.shape = shape
+        self.geometry = geometry
+        self.convolve = convolve
+
+    @property
+    def samples(self) -> int:
+        return self.inputs.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.inputs.nbytes + self.grads.nbytes
+
+    def factors(self) -> Iterator[Outer]:
+        """Outer products of a few samples at a time."""
+        positions = tuple(self.grads.shape[2:])
+        each = self.inputs.shape[1] * _product(self.geometry.kernel) * _product(positions)
+        chunk = max(1, CHUNK // max(1, each))
+        groups = self.geometry.groups
+        for start in range(0, self.samples, chunk):
+            part = slice(start, start + chunk)
+            grads = self.grads[part].flatten(2).unflatten(1, (groups, -1)).transpose(2, 3)
+            yield Outer(self.geometry.patches(self.inputs[part], positions), grads, self.shape)
+
+    def squared_norms(self) -> Tensor:
+        return torch.cat([outer_squared_norms(outer.inputs, outer.grads) for outer in self.factors()])
+
+    def probe(self, probe: Probe) -> Tensor:
+        """Right factor by one convolution with a single random filter, so that nothing is unfolded."""
+        groups, k = self.geometry.groups, probe.right.shape[0]
+        kernels = probe.right.reshape(k, *self.shape[1:]).repeat(groups, *[1] * (len(self.shape) - 1))
+        right = self.convolve(
+            self.inputs, kernels, stride=self.geometry.stride, dilation=self.geometry.dilation, groups=groups
+        )
+        right = right[(slice(None), slice(None), *(slice(0, size) for size in self.grads.shape[2:]))]
+        left = torch.einsum(
+            "ngpt,gpk->ngkt", self.grads.flatten(2).unflatten(1, (groups, -1)), probe.left.unflatten(0, (groups, -1))
+        )
+        return widen((left * right.flatten(2).unflatten(1, (groups, k))).sum((1, 3)))
+
+    def dense(self) -> Tensor:
+        return torch.cat([outer.dense() for outer in self.factors()])
+
+    def select(self, index: Tensor) -> Convolution:
+        return Convolution(self.inputs[index], self.grads[index], self.shape, self.geometry, self.convolve)
+
+    def regroup(self, sample_of_row: Tensor, samples: int) -> Contribution:
+        order = RowOrder(sample_of_row, samples)
+        parts = list(self.factors())
+        inputs = order.gather(torch.cat([part.inputs for part in parts])).transpose(1, 2).flatten(2, 3)
+        grads = order.gather(torch.cat([part.grads for part in parts])).transpose(1, 2).flatten(2, 3)
+        return Outer(inputs, grads, self.shape)
+
+    def second_moment(self) -> Tensor:
+        parts = [outer_second_moment(outer.inputs, outer.grads) for outer in self.factors()]
+        return torch.stack(parts).sum(0).reshape(self.shape)
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result

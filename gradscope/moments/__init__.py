@@ -1,0 +1,1 @@
+"""The additive sums of one micro-step, per parameter."""

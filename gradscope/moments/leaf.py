@@ -1,0 +1,93 @@
+"""What is known of one parameter while backward runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gradscope.contributions import Probe
+from gradscope.contributions.precision import squared_norm
+from gradscope.window import ParameterInfo
+
+
+class Arrival:
+    """What autograd added to one parameter during one backward, as numbers; the gradient itself is never held.
+
+    Holding it would make autograd copy it into ``.grad`` instead of handing it over.
+
+    Attributes:
+        squared_norm: ``‖fresh‖²``, float64 scalar tensor; summed where a leaf is reached more than once.
+        probe: ``⟨fresh, R⟩``, ``[k]``.
+        times: how often the leaf was reached.
+        dtype: of the gradient.
+    """
+
+    __slots__ = ("dtype", "fresh", "probe", "squared_norm", "times")
+
+    def __init__(self, grad: Tensor, probe: Probe, keep: bool) -> None:
+        self.squared_norm = squared_norm(grad)
+        self.probe = probe.of(grad)
+        self.times = 1
+        self.dtype = grad.dtype
+        self.fresh = grad.detach().clone() if keep else None
+
+    def add(self, grad: Tensor, probe: Probe) -> None:
+        """A further arrival in the same backward (a weight used inside and outside a reentrant checkpoint)."""
+        self.squared_norm = self.squared_norm + squared_norm(grad)
+        self.probe = self.probe + probe.of(grad)
+        self.times += 1
+        if self.fresh is not None:
+            self.fresh = self.fresh + grad
+
+    def merge(self, later: Arrival) -> None:
+        """What a later backward of the same micro-step added; both must have kept their gradients."""
+        self.probe = self.probe + later.probe
+        self.times = max(self.times, later.times)
+        if self.fresh is not None and later.fresh is not None:
+            self.fresh = self.fresh + later.fresh
+            self.squared_norm = squared_norm(self.fresh)
+        else:
+            self.squared_norm = self.squared_norm + later.squared_norm
+
+
+class Leaf:
+    """One parameter of the watched model.
+
+    Attributes:
+        index: its place in the recorder's list.
+        info: name, layer, size.
+        parameter: the tensor.
+        probe: this window's random directions.
+        version: version of ``.grad`` when the last backward of the window ended, to notice changes in between.
+        ignored: the user left it out.
+        baseline: what ``.grad`` held when the window began, where that was not zero.
+    """
+
+    __slots__ = ("baseline", "ignored", "index", "info", "parameter", "probe", "version")
+
+    def __init__(self, index: int, info: ParameterInfo, parameter: Parameter) -> None:
+        self.index = index
+        self.info = info
+        self.parameter = parameter
+        self.probe: Probe | None = None
+        self.version: int | None = None
+        self.baseline: Tensor | None = None
+        self.ignored = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this parameter is to be measured: it asks for a gradient, and the user did not leave it out."""
+        return self.parameter.requires_grad and not self.ignored
+
+    def directions(self, generator: torch.Generator) -> Probe:
+        """This window's probe, drawn when it is first needed."""
+        if self.probe is None:
+            self.probe = Probe.draw(self.parameter.detach(), generator)
+        return self.probe
+
+    def open_window(self) -> None:
+        """Forget the last window."""
+        self.probe = None
+        self.version = None
+        self.baseline = None

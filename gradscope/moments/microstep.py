@@ -1,0 +1,201 @@
+"""The figures of one micro-step, gathered while its backward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.contributions import Contribution, sum_of_uses
+from gradscope.moments.leaf import Arrival, Leaf
+
+
+@dataclass(slots=True, eq=False)
+class Measured:
+    """What one micro-step knows of one parameter. Tensors stay on their device until the window closes.
+
+    Attributes:
+        rule: what described the contributions.
+        reason: why there are none, in words; empty where there are.
+        norms: ``‖hᵢ‖²``, float64 ``[n]``; NaN where ``subsample`` left a sample out.
+        sum: ``Σ‖hᵢ‖²``, float64 scalar (an unbiased estimate with ``subsample``).
+        probes: ``⟨hᵢ, R⟩``, ``[n, k]``.
+        second_moment: ``Σ|hᵢ|²`` elementwise, with ``moments=True``.
+        arrival: what autograd gave the parameter.
+        signed_sum: ``‖Σ rᵢhᵢ‖²`` by the tagged inner backward.
+        signed_probe: ``⟨Σ rᵢhᵢ, R⟩`` likewise, ``[k]``.
+        spoiled: samples interact, so that no estimate would mean anything either.
+        assumed: which row belongs to which sample was assumed, not measured.
+        dtype: lowest precision among the tensors that went into it.
+    """
+
+    rule: str = ""
+    reason: str = ""
+    norms: Tensor | None = None
+    sum: Tensor | None = None
+    probes: Tensor | None = None
+    second_moment: Tensor | None = None
+    arrival: Arrival | None = None
+    signed_sum: Tensor | None = None
+    signed_probe: Tensor | None = None
+    spoiled: bool = False
+    assumed: bool = False
+    dtype: torch.dtype = torch.float64
+
+
+class Held:
+    """Uses of one parameter that wait for each other, since they are summed per sample before squaring."""
+
+    __slots__ = ("contributions", "uses")
+
+    def __init__(self, uses: int) -> None:
+        self.uses = uses
+        self.contributions: list[Contribution] = []
+
+
+class MicroStep:
+    """One micro-batch's contributions.
+
+    Args:
+        samples: n.
+        moments: whether elementwise second moments are wanted.
+        chosen: indices of the samples whose squares are computed, or None for all.
+        budget: bytes that held uses may keep alive, or None.
+    """
+
+    def __init__(self, samples: int, *, moments: bool, chosen: Tensor | None, budget: int | None) -> None:
+        self.samples = samples
+        self.moments = moments
+        self.chosen = chosen
+        self.budget = budget
+        self.signs: Tensor | None = None
+        self.measured: dict[int, Measured] = {}
+        self.held: dict[int, Held] = {}
+        self.held_bytes = 0
+        self.peak_bytes = 0
+        self.weights: Tensor | None = None
+        self.ids: tuple[str, ...] | None = None
+        self.notices: list[str] = []
+
+    def of(self, leaf: Leaf) -> Measured:
+        """The record of one parameter, made when it is first needed."""
+        record = self.measured.get(leaf.index)
+        if record is None:
+            record = self.measured[leaf.index] = Measured()
+        return record
+
+    def withhold(self, leaf: Leaf, reason: str, *, spoiled: bool = False) -> None:
+        """No figures by a rule for this parameter in this micro-step, and why; the first reason stays."""
+        record = self.of(leaf)
+        record.spoiled |= spoiled
+        record.reason = record.reason or reason
+        record.norms = record.sum = record.probes = record.second_moment = None
+        self._drop(leaf.index)
+
+    def add(
+        self, leaf: Leaf, contribution: Contribution, rule: str, *, uses: int, last: bool, dtype: torch.dtype
+    ) -> None:
+        """One use of a parameter; the figures are computed with its last use.
+
+        Args:
+            leaf: the parameter.
+            contribution: what this use added.
+            rule: what described it.
+            uses: how many uses the forward recorded.
+            last: whether no further backward of this micro-step can bring more (else all are held until the end).
+            dtype: precision that the contribution was computed from.
+        """
+        record = self.of(leaf)
+        if record.reason:
+            return
+        record.dtype = coarsest(record.dtype, dtype)
+        if record.norms is not None:
+            self.withhold(leaf, "it was used again after its squares had been taken, so that cross terms are missing")
+            return
+        record.rule = rule if not record.rule or record.rule == rule else f"{record.rule} + {rule}"
+        held = self.held.get(leaf.index)
+        if held is None and uses <= 1 and last:
+            self._square(record, leaf, contribution)
+            return
+        if held is None:
+            held = self.held[leaf.index] = Held(uses)
+        held.contributions.append(contribution)
+        self.held_bytes += contribution.nbytes
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        if last and len(held.contributions) >= held.uses:
+            self._release(leaf, held)
+        elif self.budget is not None and self.held_bytes > self.budget:
+            self.withhold(
+                leaf, f"its {held.uses} uses would hold {self.held_bytes / 2**20:.1f} MiB, more than the budget of "
+                f"{self.budget / 2**20:.1f} MiB"
+            )  # fmt: skip
+
+    def finish(self, leaves: list[Leaf]) -> None:
+        """Square what still waits: no further use will come."""
+        for index, held in list(self.held.items()):
+            self._release(leaves[index], held)
+
+    def _release(self, leaf: Leaf, held: Held) -> None:
+        contribution = sum_of_uses(held.contributions)
+        self._drop(leaf.index)
+        self._square(self.of(leaf), leaf, contribution)
+
+    def _drop(self, index: int) -> None:
+        held = self.held.pop(index, None)
+        if held is not None:
+            self.held_bytes -= sum(c.nbytes for c in held.contributions)
+
+    def _square(self, record: Measured, leaf: Leaf, contribution: Contribution) -> None:
+        if leaf.probe is not None:
+            record.probes = contribution.probe(leaf.probe)
+        # The check runs on all rows; only the squares are subsampled.
+        n, scale = contribution.samples, 1.0
+        if self.chosen is not None:
+            contribution = contribution.select(self.chosen)
+            scale = n / max(1, contribution.samples)
+        squares = contribution.squared_norms()
+        record.sum = squares.sum() * scale
+        if self.chosen is None:
+            record.norms = squares
+        else:
+            record.norms = squares.new_full((n,), float("nan"))
+            record.norms[self.chosen] = squares
+        if self.moments:
+            record.second_moment = contribution.second_moment() * scale
+
+
+def coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype with the fewest digits."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def joined(steps: list[MicroStep], arrivals: Mapping[int, Arrival]) -> MicroStep:
+    """Several forwards of different samples under one backward, as one micro-step of all their samples."""
+    whole = MicroStep(sum(s.samples for s in steps), moments=steps[0].moments, chosen=None, budget=None)
+    whole.peak_bytes = sum(step.peak_bytes for step in steps)
+    whole.notices = [notice for step in steps for notice in step.notices]
+    for index in sorted({index for step in steps for index in step.measured}):
+        whole.measured[index] = _joined_record([step.measured.get(index) for step in steps], [s.samples for s in steps])
+    return whole
+
+
+def _joined_record(parts: list[Measured | None], sizes: list[int]) -> Measured:
+    known = [part for part in parts if part is not None]
+    result = Measured(rule=known[0].rule, reason=next((part.reason for part in known if part.reason), ""))
+    result.assumed = any(part.assumed for part in known)
+    if result.reason or any(part.norms is None for part in known):
+        result.reason = result.reason or "one of the forwards in this backward could not be described sample by sample"
+        return result
+    norms, probes = [], []
+    for part, size in zip(parts, sizes, strict=True):
+        like = known[0]
+        norms.append(like.norms.new_zeros(size) if part is None else part.norms)  # type: ignore[union-attr]
+        probes.append(like.probes.new_zeros(size, like.probes.shape[1]) if part is None else part.probes)  # type: ignore[union-attr]
+    result.norms, result.probes = torch.cat(norms), torch.cat(probes)  # type: ignore[arg-type]
+    result.sum = torch.stack([part.sum for part in known if part.sum is not None]).sum()
+    if known[0].second_moment is not None:
+        result.second_moment = torch.stack([p.second_moment for p in known if p.second_moment is not None]).sum(0)
+    result.dtype = coarsest(*(part.dtype for part in known))
+    return result

@@ -1,0 +1,85 @@
+"""Normalisation layers: their scale's gradient is output gradient times normalised input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from gradscope.contributions import Contribution, Dense
+from gradscope.contributions.precision import working
+from gradscope.errors import MixedSamplesError
+from gradscope.rules.rule import Rule, owns
+
+
+def _trailing(module: Module, normalized: Tensor, grad: Tensor) -> dict[str, Contribution]:
+    """Scale and shift over the last dimensions; everything between them and the samples is summed."""
+    shape = module.weight.shape  # type: ignore
+    n = grad.shape[0]
+    grad = working(grad)
+    described: dict[str, Contribution] = {"weight": Dense((grad * normalized).reshape(n, -1, *shape).sum(1))}
+    if module._parameters.get("bias") is not None:
+        described["bias"] = Dense(grad.reshape(n, -1, *shape).sum(1))
+    return described
+
+
+def _channels(module: Module, normalized: Tensor, grad: Tensor) -> dict[str, Contribution]:
+    """Scale and shift over dimension 1; everything after it is summed."""
+    grad = working(grad)
+    n, channels = grad.shape[:2]
+    described: dict[str, Contribution] = {"weight": Dense((grad * normalized).reshape(n, channels, -1).sum(2))}
+    if module._parameters.get("bias") is not None:
+        described["bias"] = Dense(grad.reshape(n, channels, -1).sum(2))
+    return described
+
+
+def describe_layer_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
+    """``x̂`` over the normalised shape."""
+    return _trailing(module, F.layer_norm(working(inputs[0]), module.normalized_shape, eps=module.eps), grad)  # type: ignore
+
+
+def describe_rms_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
+    """``x / rms(x)`` over the normalised shape."""
+    return _trailing(module, F.rms_norm(working(inputs[0]), module.normalized_shape, eps=module.eps), grad)  # type: ignore
+
+
+def describe_group_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
+    """``x̂`` within each group of channels."""
+    return _channels(module, F.group_norm(working(inputs[0]), module.num_groups, eps=module.eps), grad)  # type: ignore
+
+
+def _running(module: Module, x: Tensor) -> Tensor:
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    mean, var = module.running_mean.reshape(shape), module.running_var.reshape(shape)  # type: ignore
+    return (x - mean) / (var + module.eps).sqrt()  # type: ignore
+
+
+def describe_instance_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
+    """``x̂`` within each channel of each sample, or by running statistics in eval mode."""
+    x = working(inputs[0])
+    fixed = module.track_running_stats and not module.training
+    return _channels(module, _running(module, x) if fixed else F.instance_norm(x, eps=module.eps), grad)  # type: ignore
+
+
+def describe_batch_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
+    """``x̂`` by running statistics; batch statistics make every sample's gradient depend on all others."""
+    if module.training or module.running_mean is None:
+        raise MixedSamplesError(
+            f"{type(module).__name__} in training mode mixes the samples of a batch: put it in eval mode, replace it with "
+            "GroupNorm, or pass ignore=[...]"
+        )
+    return _channels(module, _running(module, working(inputs[0])), grad)
+
+
+def _normalized_dimensions(module: Module) -> int:
+    return len(module.normalized_shape)  # type: ignore
+
+
+_OWNS = owns("weight")
+LAYER_NORM = Rule("layer norm", describe_layer_norm, "leading", _normalized_dimensions, _OWNS)
+RMS_NORM = Rule("RMS norm", describe_rms_norm, "leading", _normalized_dimensions, _OWNS)
+GROUP_NORM = Rule("group norm", describe_group_norm, refuse=_OWNS)
+INSTANCE_NORM = Rule("instance norm", describe_instance_norm, refuse=_OWNS)
+BATCH_NORM = Rule("batch norm", describe_batch_norm, refuse=_OWNS)
