@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,11 +55,13 @@ def _versions() -> Iterator[Finding]:
 
 def _dependency(name: str, least: tuple[int, ...]) -> Finding:
     wanted = ".".join(map(str, least))
+    from importlib.metadata import version
+
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a broken installation fails with whatever its own code raises
         return Finding(name, "cannot be imported", f"{type(error).__name__}: {error}; install {name}>={wanted}")
-    found = str(getattr(module, "__version__", None) or importlib.metadata.version(name))
+    found = str(getattr(module, "__version__", None) or version(name))
     return Finding(name, found, "" if _numbers(found) >= least else f"gradscope needs {wanted} or later")
 
 
@@ -72,7 +73,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _import_name() -> Finding:
     """Whether another distribution installs a package of our name: whichever was installed last then wins."""
-    owners = sorted(set(importlib.metadata.packages_distributions().get("gradscope", ())))
+    from importlib.metadata import packages_distributions
+
+    owners = sorted(set(packages_distributions().get("gradscope", ())))
     others = [owner for owner in owners if owner.lower().replace("_", "-") != _OURS]
     if others:
         return Finding(

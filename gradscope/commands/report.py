@@ -38,7 +38,6 @@ def _run(options: argparse.Namespace) -> int:
 
     log = read_run_log(options.file)
     report = summary(log, options.last)
-    _explain(log)
     if options.json:
         print(reporter.to_json(report, indent=2))
     elif options.svg:
@@ -49,10 +48,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def summary(log: RunLog, last: int) -> Report:
-    """The report over the last windows of a run log."""
+    """The report over the last windows of a run log; what could not be read of it is among the warnings."""
     from gradscope.summary import summarise
 
-    return summarise(log.parameters, log.windows[-last:], overhead=log.overhead)
+    return summarise(log.parameters, log.windows[-last:], overhead=log.overhead, warnings=log.problems)
 
 
 def _print(report: Report, options: argparse.Namespace) -> None:
@@ -61,13 +60,6 @@ def _print(report: Report, options: argparse.Namespace) -> None:
     from gradscope.reporter import table
 
     Console(width=options.width).print(table(report, options.depth))
-
-
-def _explain(log: RunLog) -> None:
-    from gradscope.reporter.text import visible
-
-    for problem in log.problems:
-        print(f"gradscope: {visible(str(log.path))}: {visible(problem)}", file=sys.stderr)
 
 
 def _follow(options: argparse.Namespace) -> int:

@@ -95,15 +95,15 @@ def pressed(view: View, key: str, screen: Screen) -> View:
 
 
 def drawn(report: Report, view: View, width: int, height: int, glyphs: Glyphs = UNICODE) -> Screen:
-    """The report on a screen of that size; notes that leave no room for the layers are left out, the last first."""
+    """The report on a screen of that size; notes may take half of it, the verdict more if need be."""
     width = max(width, NARROWEST)
     rows = sorted(layer_rows(report, view.depth), key=SORTS[view.sort])
     head = headline(report, glyphs, width)
     page = height - len(head) - _RULES_AND_TOTAL - 1
     below: list[Line] = []
-    for note in notes(report, rows, glyphs):
+    for number, note in enumerate(notes(report, rows, glyphs)):
         lines = note.lines(width)
-        if page - len(lines) < min(len(rows), _FEWEST_ROWS):
+        if page - len(lines) < min(len(rows), height // 2 if number else _FEWEST_ROWS):
             break
         below += lines
         page -= len(lines)

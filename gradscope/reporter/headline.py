@@ -8,6 +8,7 @@ from rich.cells import cell_len
 
 from gradscope.reporter.glyphs import Glyphs
 from gradscope.reporter.grid import Line
+from gradscope.reporter.text import wrap
 
 if TYPE_CHECKING:
     from gradscope.report import Report
@@ -21,7 +22,7 @@ def headline(report: Report, glyphs: Glyphs, width: int) -> list[Line]:
     for fact in facts(report, glyphs):
         used = sum(cell_len(piece) for piece, _ in lines[-1])
         if used + len(_GAP) + cell_len(fact) > width:
-            lines.append([(_GAP + fact, "")])
+            lines += [[(_GAP + part, "")] for part in wrap(fact, width - len(_GAP))]
         else:
             lines[-1].append((_GAP + fact, ""))
     return [tuple(line) for line in lines]

@@ -44,11 +44,12 @@ def pad(text: str, width: int, justify: str) -> str:
 def wrap(text: str, width: int) -> list[str]:
     """``text`` in lines of at most ``width`` columns, broken at spaces where it has any."""
     lines = [""]
-    for word in re.split(r"[ \t\n]+", text.strip()):
+    text = re.sub(r"(\[\S+,) (\S+\])", rf"\1{NO_BREAK}\2", text.strip())  # an interval stays whole
+    for word in re.split(r"[ \t\n]+", text):
         if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
             lines[-1] += " " + word
             continue
-        pieces = _chopped(word, width)
+        pieces = _chopped(word, width) or [""]
         lines[-1:] = [lines[-1], *pieces] if lines[-1] else pieces
     return [line.replace(NO_BREAK, " ") for line in lines]
 
