@@ -36,7 +36,7 @@ def not_a_figure(unit: int, found: Figures, all_series: Series, newest: Window) 
     if found.windows[unit] == 0:
         return _no_noise(unit, all_series, newest)
     if math.isnan(found.noise_scale[unit]):
-        return _not_resolved(found.grad_norm[unit], found.grad_sq[unit], found.windows[unit], found.interval[unit])
+        return _not_resolved(found.trace_cov[unit], found.grad_sq[unit], found.windows[unit], found.interval[unit])
     if math.isnan(found.snr[unit]):
         return f"newest window: {_no_noise(unit, all_series, newest)}"
     return ""
@@ -51,8 +51,8 @@ def _no_noise(unit: int, all_series: Series, newest: Window) -> str:
     return "the gradient is zero"
 
 
-def _not_resolved(grad_norm: float, grad_sq: float, windows: int, interval: tuple[float, float]) -> str:
-    if grad_norm == 0:
+def _not_resolved(trace_cov: float, grad_sq: float, windows: int, interval: tuple[float, float]) -> str:
+    if trace_cov == grad_sq == 0:
         return "the gradient is zero"
     if 1 < windows < FEWEST_WINDOWS:
         return f"not resolved: {windows} of the {FEWEST_WINDOWS} windows that an interval needs"
