@@ -1,0 +1,36 @@
+"""An open set: each recogniser sees one family of accumulation bugs in the judged windows.
+
+The order is the order of belief: what the trace saw directly comes before what coefficients suggest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradscope.checks.causes.coefficients import counted_wrongly, micro_batches_missing
+from gradscope.checks.causes.finding import Finding, Recogniser
+from gradscope.checks.causes.order import parameters_moved, stepped_early, zero_grad_inside, zero_grad_missing
+from gradscope.checks.causes.regularizer import regularizer_repeated
+from gradscope.checks.causes.transforms import clipped_before_unscaling, clipped_inside, scale_changed
+from gradscope.checks.judge import Judged
+
+RECOGNISERS: tuple[Recogniser, ...] = (
+    stepped_early,
+    parameters_moved,
+    zero_grad_missing,
+    clipped_inside,
+    zero_grad_inside,
+    clipped_before_unscaling,
+    scale_changed,
+    micro_batches_missing,
+    regularizer_repeated,
+    counted_wrongly,
+)
+
+
+def find_causes(windows: Sequence[Judged]) -> list[Finding]:
+    """What every recogniser found, the likeliest first; empty where none knows the signature."""
+    return [finding for recognise in RECOGNISERS if (finding := recognise(windows)) is not None]
+
+
+__all__ = ["Finding", "find_causes"]
