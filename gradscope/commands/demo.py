@@ -55,11 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
     torch.manual_seed(arguments.seed)
     problem = task.problem()
     loader = _loader(problem, steps, micro_batch, accumulate)
-    console.print(
-        f"{task.about}: {steps} steps, each of {accumulate} micro-steps of {micro_batch} samples",
-        highlight=False,
-        markup=False,
-    )
+    for line in (task.about, f"{steps} steps, each of {accumulate} micro-steps of {micro_batch} samples"):
+        console.print(line, highlight=False, markup=False)
     with progress(steps) as show:
         scope = train(problem.model, problem.optimizer, problem.criterion, loader, accumulate, arguments.log, show)
     report = scope.report()

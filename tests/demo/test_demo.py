@@ -28,7 +28,7 @@ def _printed(capsys, *arguments):
 def test_a_task_ends_in_its_report_without_control_codes(capsys, task):
     status, out, err = _printed(capsys, "--task", task, *SMALL)
     assert status == 0
-    assert f"{TASKS[task].about}: 6 steps, each of 2 micro-steps of 4 samples" in out
+    assert out.startswith(f"{TASKS[task].about}\n6 steps, each of 2 micro-steps of 4 samples\n")
     assert "held-out" in out
     assert "noise scale" in out
     assert "\x1b" not in out + err
@@ -69,7 +69,7 @@ def test_a_seed_repeats_the_run_and_another_does_not(capsys, tmp_path):
         path = tmp_path / name
         main(["demo", *SMALL, "--seed", seed, "--log", str(path)])
         capsys.readouterr()
-        return [json.loads(line)["parameters"] for line in path.read_text().splitlines()[1:]]
+        return [json.loads(line)["contribution_sq_sum"] for line in path.read_text().splitlines()[1:]]
 
     first = windows("1", "first.jsonl")
     assert len(first) == 6
