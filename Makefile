@@ -32,7 +32,7 @@ types: $(VENV)/.dev-installed ## mypy --strict
 	$(BIN)/mypy --strict
 
 contract: $(VENV)/.dev-installed ## which part may import which (setup.cfg)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 examples: $(VENV)/.dev-installed ## run every example
 	@for example in examples/*.py; do echo "== $$example"; $(BIN)/python "$$example" || exit 1; done
@@ -41,7 +41,8 @@ readme: $(VENV)/.dev-installed ## run what the README and CONTRIBUTING show
 	$(BIN)/python -m pytest tests/test_readme.py
 
 picture: $(VENV)/.dev-installed ## draw docs/report.svg, the README's picture, from a real run
-	$(BIN)/python docs/picture.py docs/report.svg
+	$(BIN)/gradscope demo --task text --seed 0 --log $(VENV)/picture.jsonl
+	$(BIN)/gradscope report $(VENV)/picture.jsonl --svg docs/report.svg --width 90
 
 build: $(VENV)/.dev-installed ## build wheel and sdist, install the wheel into a clean environment
 	$(BIN)/python .ci/build.py
