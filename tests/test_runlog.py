@@ -245,7 +245,8 @@ def test_a_last_line_that_lacks_only_its_end_is_whole(path):
 
 
 DAMAGE = [
-    b"garbage", b"\x00\xff\xfe", b"[1, 2]", b"{}", b"null", b'{"window": 2}', b"[" * 100_000, b'{"window":' + b"9" * 9000 + b"}",
+    b"garbage", b"\x00\xff\xfe", b"[1, 2]", b"{}", b"null", b'{"window": 2}', b"[" * 100_000,
+    b'{"window":' + b"9" * 9000 + b"}",
 ]  # fmt: skip
 
 
@@ -262,9 +263,11 @@ def test_a_corrupt_line_in_the_middle_is_left_out_and_named(path, line):
 
 CHANGES = [
     ("samples", 0), ("samples", True), ("samples", "8"), ("samples", 10**15), ("window", -1), ("window", None),
-    ("micro_steps", 1.5), ("weight_sq_sum", "much"), ("grad_sq_norm", [1.0]), ("grad_sq_norm", None), ("contribution_sq_sum", [None] * 5),
-    ("coverage", []), ("coverage", {"ways": [["good", "", ""]], "way": [0] * 5, "error": [0] * 5}), ("worst", [["a"]]),
-    ("ids", {"99": "x"}), ("ids", {"-1": "x"}), ("ids", {"x": "y"}), ("notices", [1]), ("overhead", "free"), ("names", [1]),
+    ("micro_steps", 1.5), ("weight_sq_sum", "much"), ("grad_sq_norm", [1.0]), ("grad_sq_norm", None),
+    ("contribution_sq_sum", [None] * 5), ("coverage", []),
+    ("coverage", {"ways": [["good", "", ""]], "way": [0] * 5, "error": [0] * 5}), ("worst", [["a"]]),
+    ("ids", {"99": "x"}), ("ids", {"-1": "x"}), ("ids", {"x": "y"}), ("notices", [1]), ("overhead", "free"),
+    ("names", [1]),
 ]  # fmt: skip
 
 

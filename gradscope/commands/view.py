@@ -90,7 +90,8 @@ def pressed(view: View, key: str, screen: Screen) -> View:
         names = list(SORTS)
         return replace(view, sort=names[(names.index(view.sort) + 1) % len(names)], top=0)
     if key == "f":
-        return replace(view, depth=(view.depth + 1) % max(1, screen.depths), top=0)
+        shown = min(view.depth, screen.depths - 1)
+        return replace(view, depth=(shown + 1) % screen.depths, top=0)
     return view
 
 
@@ -127,5 +128,5 @@ def _hints(view: View, glyphs: Glyphs, width: int, shown: tuple[int, int, int], 
     first, last, count = shown
     arrows = "↑↓" if glyphs is UNICODE else "up/down"
     scroll = f"   {arrows} {first + 1}{glyphs.span}{last} of {count}" if last - first < count else ""
-    hints = f"q quit   s sort: {view.sort}   f fold: {view.depth + 1}/{depths}{scroll}"
+    hints = f"q quit   s sort: {view.sort}   f fold: {min(view.depth + 1, depths)}/{depths}{scroll}"
     return cut_middle(hints, width, glyphs.ellipsis), "dim"
