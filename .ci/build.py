@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,11 @@ def main() -> None:
 
 def run(*command: str, forbid: str | None = None, cwd: str | Path = ROOT) -> None:
     """Run ``command``; stop with its output where it fails or prints a line that matches ``forbid``."""
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    # Setuptools warns where it is kept from writing byte code; that would be the machine's warning, not the build's.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     warnings = [line for line in done.stdout.splitlines() if forbid and re.search(forbid, line, re.IGNORECASE)]
     if done.returncode or warnings:
         sys.exit(f"{done.stdout}\n{' '.join(command)} ended with status {done.returncode}; warnings: {warnings}")
