@@ -40,7 +40,7 @@ def html(report: Report) -> str:
     parts.append(_notes(notes(report, rows, UNICODE)))
     if len(every) > len(rows):
         parts.append(f"<details><summary>all {len(every):,} layers</summary>{_table(every)}</details>")
-    return f'<div style="font-size:90%;line-height:1.5">{"".join(parts)}</div>'
+    return f'<div style="font-size:90%;line-height:1.5;font-variant-numeric:tabular-nums">{"".join(parts)}</div>'
 
 
 def _table(rows: Sequence[Stats]) -> str:
@@ -66,7 +66,7 @@ def _cell(tag: str, justify: str, text: str, style: str) -> str:
 
 def _notes(found: Sequence[Note]) -> str:
     rows = "".join(
-        f'<tr><td style="{_CELL}left;vertical-align:top;opacity:.6">{escape(note.label.strip())}</td>'
+        f'<tr><td style="{_CELL}left;vertical-align:top;white-space:nowrap;opacity:.6">{escape(note.label.strip())}</td>'
         f'<td style="{_CELL}left;{_STYLES[note.style]}">{escape(note.text)}</td></tr>'
         for note in found
     )
