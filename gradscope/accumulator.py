@@ -116,7 +116,8 @@ class OpenWindow:
         exact = first and arrival.times == 1 and leaf.baseline is None and grad.dtype == arrival.dtype
         self.grad_sq[leaf.index] = arrival.squared_norm if exact else squared_norm(grad.detach())
         if self.moments:
-            self.grads[leaf.index] = grad.detach().clone()
+            # Elementwise figures are dense, also where the gradient (of an embedding, say) is not.
+            self.grads[leaf.index] = grad.detach().to_dense() if grad.is_sparse else grad.detach().clone()
 
     # -- closing ------------------------------------------------------------------------------------------------------
 

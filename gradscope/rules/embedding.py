@@ -30,18 +30,33 @@ def describe_embedding(module: Module, inputs: tuple[Any, ...], grad: Tensor) ->
 
 
 def describe_bag(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
-    """A bag's gradient lands on every row in it, weighted as the bag weighs it."""
-    ids, weights = inputs[0].long(), inputs[2] if len(inputs) > 2 else None
+    """A bag's gradient lands on every row in it, weighted as the bag weighs it.
+
+    Bags come as rows of equal size ``[n, T]``, or as one flat list of table rows with the offsets at which bags begin.
+    """
+    ids, bags = inputs[0].long(), grad.shape[0]
+    bag_of = torch.arange(bags, device=ids.device).unsqueeze(1).expand_as(ids) if ids.dim() == 2 else _bag_of(inputs)
+    weights = inputs[2] if len(inputs) > 2 else None
     scale = torch.ones_like(ids, dtype=grad.dtype) if weights is None else weights.to(grad.dtype)
     if module.padding_idx is not None:
         scale = scale * (ids != module.padding_idx)
     if module.mode == "mean":
-        counted = (scale != 0).sum(1, keepdim=True).clamp(min=1)
-        scale = scale / counted
-    grads = scale.unsqueeze(-1) * grad.unsqueeze(1)
+        counted = torch.zeros_like(grad[:, 0]).index_add_(0, bag_of.flatten(), scale.flatten()).clamp(min=1)
+        scale = scale / counted[bag_of]
+    grads = scale.unsqueeze(-1) * grad[bag_of]
     if module.scale_grad_by_freq:
         grads = _by_frequency(module, ids, grads)
-    return {"weight": Scatter(ids, grads, module.weight.shape)}  # type: ignore
+    shape = module.weight.shape
+    if ids.dim() == 2:
+        return {"weight": Scatter(ids, grads, shape)}  # type: ignore
+    return {"weight": Scatter(ids.unsqueeze(1), grads.unsqueeze(1), shape).regroup(bag_of, bags)}  # type: ignore
+
+
+def _bag_of(inputs: tuple[Any, ...]) -> Tensor:
+    """The bag that each entry of a flat list belongs to; an offset behind the last entry begins no bag."""
+    ids, offsets = inputs[:2]
+    at = torch.arange(ids.numel(), device=ids.device)
+    return torch.searchsorted(offsets.contiguous().to(at.dtype), at, right=True) - 1
 
 
 def _bag_refusal(module: Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,9 +78,12 @@ class Recomputation:
             return pulled
 
         in_dims = (list(self.arg_dims), [self.grad_dims[k] for k in present])
-        mapped: dict[str, Tensor] = vmap(one, in_dims=in_dims, randomness="error")(
-            [tensor.detach() for tensor in tensors], [self.grads[k] for k in present]
-        )
+        with warnings.catch_warnings():
+            # That an operator is looped over inside vmap is nothing that the user did or can change.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            mapped: dict[str, Tensor] = vmap(one, in_dims=in_dims, randomness="error")(
+                [tensor.detach() for tensor in tensors], [self.grads[k] for k in present]
+            )
         return mapped
 
     def _looped(self) -> dict[str, Tensor]:

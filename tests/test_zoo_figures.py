@@ -1,0 +1,100 @@
+"""Every figure of the report, on every problem of the zoo, against contributions that something slow gave."""
+
+from functools import cache
+
+import pytest
+import torch
+from zoo import PROBLEMS, contributions, figures, measure
+from zoo.pending import cases
+from zoo.problem import N
+
+#: Relative difference that rounding may make.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda dtype: str(dtype).removeprefix("torch."))
+EVERY = pytest.mark.parametrize("problem", cases(PROBLEMS), ids=str)
+
+
+@cache
+def truth(problem):
+    return contributions(problem)
+
+
+@cache
+def report(problem, dtype):
+    return measure(problem, dtype, watch={"moments": True})
+
+
+#: A figure that is a small difference of large terms keeps this much of their rounding.
+ROUNDING = {torch.float64: 1e-13, torch.float32: 5e-7}
+FIGURES = ("grad_norm", "sample_norms", "trace_cov", "grad_sq", "noise_scale", "snr", "diversity", "gsnr", "variance")
+
+
+def assert_figures(stats, expected, dtype, where):
+    """Every figure to the dtype's relative difference; tensors relative to their norm."""
+    for name in FIGURES:
+        found, wanted = getattr(stats, name), getattr(expected, name)
+        if name == "variance" and found is None:
+            continue
+        assert found is not None, f"{where}: no {name}"
+        found, wanted = torch.as_tensor(found).double().flatten(), torch.as_tensor(wanted).flatten()
+        if name == "noise_scale" and bool(found.isnan()) and bool(wanted.isnan()):
+            continue
+        error = float((found - wanted).norm() / wanted.norm()) if bool(wanted.norm() > 0) else float(found.norm())
+        allowed = max(TOLERANCE[dtype], ROUNDING[dtype] * expected.conditions.get(name, 1.0))
+        WORST[dtype] = max(WORST.get(dtype, (0.0, "")), (error, f"{where} {name}"))
+        assert error <= allowed, f"{where}: {name} off by {error:.1e}, {allowed:.1e} allowed"
+
+
+WORST = {}
+
+
+@EVERY
+@DTYPES
+def test_parameters_agree_with_the_reference(problem, dtype):
+    found = report(problem, dtype).parameters
+    for name, h in truth(problem).items():
+        if name not in problem.estimated:
+            assert_figures(found[name], figures([h]), dtype, name)
+
+
+@EVERY
+@DTYPES
+def test_layers_and_the_total_agree_with_the_reference(problem, dtype):
+    found = report(problem, dtype)
+    members = {}
+    for name, h in truth(problem).items():
+        members.setdefault(name.rpartition(".")[0], {})[name] = h
+    for layer, parts in members.items():
+        if not problem.estimated & set(parts):
+            assert_figures(found.layers[layer], figures(list(parts.values())), dtype, layer)
+    if not problem.estimated:
+        assert_figures(found.total, figures(list(truth(problem).values())), dtype, "total")
+
+
+@EVERY
+@DTYPES
+def test_coverage_says_how_each_parameter_was_measured(problem, dtype):
+    coverage = report(problem, dtype).coverage
+    assert set(coverage) == set(truth(problem))
+    for name, one in coverage.items():
+        assert one.status == ("estimated" if name in problem.estimated else "exact"), (name, one)
+        if one.status == "exact":
+            assert one.error <= {torch.float64: 1e-12, torch.float32: 1e-4}[dtype], (name, one)
+            assert ("assumed" in one.reason) == (name in problem.assumed), (name, one)
+    if problem.rules is not None:
+        assert {one.rule for one in coverage.values()} == problem.rules
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_the_window_is_counted(problem):
+    found = report(problem, torch.float64)
+    assert (found.samples, found.window_samples, found.micro_steps, found.windows) == (N, N, 1, 1)
+
+
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.estimated], ids=str)
+def test_what_reached_the_leaf_is_exact_even_where_noise_is_estimated(problem):
+    found = report(problem, torch.float64).parameters
+    for name in problem.estimated:
+        expected = float(truth(problem)[name].sum(0).norm())
+        assert found[name].grad_norm == pytest.approx(expected, rel=1e-9)
+        assert found[name].sample_norms is None
