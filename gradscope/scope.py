@@ -290,7 +290,7 @@ class Scope:
         if self._measuring:
             if not self._open.steps and not self._open.arrived:
                 return
-            self._measure(found_scaler)
+            self._safely(lambda: self._measure(found_scaler))
         self._index += 1
         self._stepped.clear()
         self._open.close_down()

@@ -31,7 +31,7 @@ class Call:
         key: what tells this kind of call from others of the same layer.
     """
 
-    __slots__ = ("forward", "grad", "kept", "key", "plan", "recorder", "row_probe", "tagged")
+    __slots__ = ("by_operators", "forward", "grad", "kept", "key", "plan", "recorder", "row_probe", "tagged")
 
     def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, key: tuple[object, ...]) -> None:
         self.recorder = recorder
@@ -39,6 +39,8 @@ class Call:
         self.forward = forward
         self.kept = kept
         self.key = key
+        self.by_operators = False
+        self.by_operators = False
         self.grad: Tensor | None = None
         self.row_probe: RowProbe | None = None
         self.tagged: Tensor | None = None
@@ -58,7 +60,7 @@ class Call:
             if recorder.tagging is self.forward:
                 self._see_tags(grad)
             return
-        if not recorder.enter(self.forward):
+        if not recorder.enter(self.forward) or self.by_operators:
             return
         if recorder.more_backwards() or self.grad is not None:
             if self.grad is None:
@@ -110,6 +112,40 @@ class Call:
         """The layer's parameters that ask for a gradient."""
         return {name: leaf for name, leaf in self.plan.leaves.items() if leaf.wanted}
 
+    def without_samples(self, output: Tensor) -> bool | None:
+        """Whether the output has no batch dimension; None where its sizes leave that open."""
+        if isinstance(self.plan.layouts.known(self.key), NoSamples):
+            return True
+        lead, n = output.shape[: self._lead(output)], self.forward.samples
+        if n in lead or lead.numel() % n == 0:
+            return None if len(lead) <= 2 and self.rule.rows == "leading" else False
+        return True
+
+    def runs_once(self) -> None:
+        """The graph shows that the output is shared by all samples."""
+        self.plan.layouts.remember(self.key, NoSamples(mixed=False), every_row_seen=True)
+
+    def unsure(self, output: Tensor) -> bool:
+        """Whether tags are needed to know which of the output's rows belongs to which sample."""
+        known = self.plan.layouts.known(self.key)
+        rows = output.shape[: self._lead(output)].numel()
+        return known is None or (isinstance(known, Rows) and known.sample_of_row.numel() != rows)
+
+    def describe_unbatched(self, grads: Tensor) -> dict[str, Contribution]:
+        """Contributions where the layer ran once for all samples and each sample's gradient of its output is known.
+
+        Args:
+            grads: ``[n, *output shape]``.
+        """
+        if self.rule.rows != "leading":
+            raise ValueError(f"the rule {self.rule.name!r} needs inputs with a batch dimension")
+        n = grads.shape[0]
+        inputs = tuple(
+            value.unsqueeze(0).expand(n, *value.shape) if isinstance(value, Tensor) else value
+            for value in self.kept.read()
+        )
+        return self._by_rule(inputs, grads)
+
     def _no_samples(self, layout: NoSamples, leaves: dict[str, Leaf]) -> None:
         step = self.forward.step
         if layout.mixed:
@@ -145,12 +181,12 @@ class Call:
             plain = probe(grad)
             layout = find_layout(plain, tagged, tags, lead, candidates, grad.dtype)
             every_row = bool((plain.abs().sum(1) > 0).all())
-            self.plan.remember(self.key, layout, every_row)
+            self.plan.layouts.remember(self.key, layout, every_row)
             return layout
-        known = self.plan.layout(self.key)
-        if known is not None and not isinstance(known, BatchDim):
+        known = self.plan.layouts.known(self.key)
+        if isinstance(known, NoSamples) or (isinstance(known, Rows) and known.sample_of_row.numel() == lead.numel()):
             return known
-        if known is not None and known.dim < len(lead) and lead[known.dim] == n:
+        if isinstance(known, BatchDim) and known.dim < len(lead) and lead[known.dim] == n:
             return known
         return BatchDim(candidates[0]) if candidates else NoSamples(mixed=False)
 

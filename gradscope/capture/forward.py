@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from gradscope.moments.microstep import MicroStep
 
 if TYPE_CHECKING:
     from gradscope.capture.call import Call
+    from gradscope.capture.recomputed_call import RecomputedCall
 
 
 class Forward:
@@ -23,7 +24,7 @@ class Forward:
         root: whether the watched model itself was called; otherwise only modules inside it were.
         arrivals: what earlier backwards of a kept graph added to the parameters.
         uses: per parameter index, how many calls read it.
-        calls: number of calls recorded.
+        calls: per layer, how many of its calls were recorded.
         step: figures, from the first hook of the first backward on.
         waiting: calls whose gradients wait for the micro-step's last backward (``retain_graph``).
         tags: what each sample's gradient at the output was multiplied with in the inner backward, float64 ``[n]``.
@@ -31,6 +32,10 @@ class Forward:
         outputs: number of outputs with a hook.
         tag_error: why there are no tags although they were wanted.
         through: per output, what reaches it through outputs that come after it.
+        unbatched: calls whose output has no batch dimension, their output, and whether that is certain; until the forward ends.
+        recomputed: calls to be recomputed, until the forward ends.
+        made: per call, its output's node, its inputs' nodes and its parameters, until the forward ends.
+        uncovered: per parameter index, why one of its uses cannot be described.
         frontier: the autograd node and output number of the last call with a batch dimension, until the forward ends.
         distinct: whether the tags tell every sample from every other (random signs do not).
         wants_tags: whether some call's layout is not known yet.
@@ -39,9 +44,29 @@ class Forward:
     """
 
     __slots__ = (
-        "__weakref__", "arrivals", "calls", "distinct", "done", "frontier", "mixed", "mixing", "outputs", "root", "samples", "signed",
-        "step", "tag_error",
-        "tags", "through", "uses", "waiting", "wants_tags",
+        "__weakref__",
+        "arrivals",
+        "calls",
+        "distinct",
+        "done",
+        "frontier",
+        "made",
+        "mixed",
+        "mixing",
+        "outputs",
+        "recomputed",
+        "root",
+        "samples",
+        "signed",
+        "step",
+        "tag_error",
+        "tags",
+        "through",
+        "unbatched",
+        "uncovered",
+        "uses",
+        "waiting",
+        "wants_tags",
     )  # fmt: skip
 
     def __init__(self, samples: int, root: bool) -> None:
@@ -49,17 +74,27 @@ class Forward:
         self.root = root
         self.arrivals: dict[int, Arrival] = {}
         self.uses: dict[int, int] = {}
-        self.calls = 0
+        self.calls: dict[str, int] = {}
         self.step: MicroStep | None = None
-        self.waiting: list[Call] = []
+        self.waiting: list[Call | RecomputedCall] = []
         self.tags: Tensor | None = None
         self.signed: dict[int, Tensor] = {}
         self.outputs = 0
         self.tag_error = ""
         self.through: dict[int, Tensor] = {}
-        self.frontier: tuple[object, int] | None = None
+        self.unbatched: list[tuple[Call, Tensor, bool]] = []
+        self.recomputed: list[RecomputedCall] = []
+        self.made: list[tuple[Any, list[Any], list[int]]] = []
+        self.uncovered: dict[int, str] = {}
+        self.frontier: tuple[Any, int] | None = None
         self.wants_tags = False
         self.distinct = False
         self.mixing: list[str] = []
         self.mixed: list[str] = []
         self.done = False
+
+    def let_go(self) -> None:
+        """The forward has ended: hold nothing of its graph."""
+        self.frontier = None
+        for held in (self.unbatched, self.recomputed, self.made):
+            held.clear()

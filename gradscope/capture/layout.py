@@ -90,6 +90,13 @@ def find_layout(
         row_tags = along(tags, lead, dim).to(plain.dtype)
         if bool(((tagged - row_tags.unsqueeze(1) * plain).abs().square().sum(1).sqrt() <= allowed).all()):
             return BatchDim(dim, measured=True)
+    if not candidates and n > 1 and len(lead) == 1 and lead[0] % n == 0:
+        # Samples folded into one dimension with something else, before or behind it.
+        rows = torch.arange(lead[0], device=plain.device)
+        for index in (rows // (lead[0] // n), rows % n):
+            row_tags = tags.to(plain.dtype)[index]
+            if bool(((tagged - row_tags.unsqueeze(1) * plain).abs().square().sum(1).sqrt() <= allowed).all()):
+                return Rows(index)
     # Every row on its own: which tag did it come out with?
     energy = size.square()
     ratio = (tagged * plain.conj()).sum(1).real / torch.where(energy > 0, energy, torch.ones_like(energy))

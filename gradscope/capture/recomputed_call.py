@@ -36,7 +36,7 @@ class RecomputedCall:
         outputs: how many output tensors ask for a gradient.
     """
 
-    __slots__ = ("autocast", "forward", "grads", "kept", "plan", "recorder", "tagged", "waits")
+    __slots__ = ("autocast", "by_operators", "forward", "grads", "kept", "plan", "recorder", "tagged", "waits")
 
     def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, outputs: int, device: str) -> None:
         self.recorder = recorder
@@ -46,6 +46,7 @@ class RecomputedCall:
         self.grads: list[Tensor | None] = [None] * outputs
         self.tagged: list[Tensor | None] = [None] * outputs
         self.waits = False
+        self.by_operators = False
         self.autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
 
     def on_grad(self, which: int, grad: Tensor) -> None:
@@ -53,9 +54,10 @@ class RecomputedCall:
         recorder = self.recorder
         if recorder.tagging is not None:
             if recorder.tagging is self.forward:
-                self.tagged[which] = grad
+                seen = self.tagged[which]
+                self.tagged[which] = grad if seen is None else seen + grad
             return
-        if not recorder.enter(self.forward):
+        if not recorder.enter(self.forward) or self.by_operators:
             return
         before = self.grads[which]
         self.grads[which] = grad if before is None else before + grad

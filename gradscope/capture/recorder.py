@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import _StopRecomputationError
 
 from gradscope.capture.backward import Backward, finish_forwards
@@ -17,11 +18,13 @@ from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward
 from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
+from gradscope.capture.layout_memory import LayoutMemory
 from gradscope.capture.options import Options
 from gradscope.capture.plan import Plan
 from gradscope.capture.recomputed_call import RecomputedCall, as_positional
 from gradscope.capture.tagging import OutputHook, register_first
 from gradscope.capture.tensors import batch_size, tensors_in
+from gradscope.capture.uses import hook_operators
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
 from gradscope.rules.recompute import outputs_of
@@ -59,6 +62,8 @@ class Recorder:
         self.seconds = 0.0
         self.failures: list[str] = []
         self.kept: list[Forward] = []
+        self.layouts = LayoutMemory()
+        self.functional: set[int] = set()
         self.same_samples: bool | None = None
         self._latest: weakref.ref[Forward] | None = None
         self._handles: list[Any] = []
@@ -137,18 +142,22 @@ class Recorder:
         forward = self._current_forward(args, kwargs, in_backward)
         if forward is None:
             return None
-        if not in_backward:
-            forward.calls += 1
-            for leaf in leaves:
-                forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
-        if plan.rule is not None and len(tensors) == 1:
-            self._hook_call(plan, forward, as_positional(plan.module, args, kwargs), tensors[0])
-        elif plan.recompute:
-            output = self._hook_recomputed(plan, forward, args, kwargs, output, tensors)
         dim = self.options.batch_dim
         if tensors[0].dim() > dim and tensors[0].shape[dim] == forward.samples and tensors[0].grad_fn is not None:
             forward.frontier = (tensors[0].grad_fn, tensors[0].output_nr)
-        return output if plan.recompute and len(tensors) > 1 else None
+        described = (plan.rule is not None and len(tensors) == 1) or (plan.recompute and not plan.by_operators)
+        if not described:
+            return None
+        if not in_backward:
+            for leaf in leaves:
+                forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
+            if self.guarding or self.functional:
+                inputs = [tensor.grad_fn for tensor in tensors_in((args, kwargs))]
+                forward.made.append((tensors[0].grad_fn, inputs, [leaf.index for leaf in leaves]))
+        if plan.rule is not None:
+            self._hook_call(plan, forward, as_positional(plan.module, args, kwargs), tensors[0])
+            return None
+        return self._hook_recomputed(plan, forward, args, kwargs, output, tensors)
 
     def _current_forward(self, args: Any, kwargs: Any, in_backward: bool) -> Forward | None:
         if in_backward:
@@ -160,13 +169,12 @@ class Recorder:
         return self.forward
 
     def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
-        key = (
-            forward.uses[next(iter(plan.leaves.values())).index] if forward.uses else 0,
-            output.dim(),
-            self.model.training,
-        )
-        call = Call(self, plan, forward, Kept(args), key)
-        if plan.layout(key) is None:
+        forward.calls[plan.name] = number = forward.calls.get(plan.name, 0) + 1
+        call = Call(self, plan, forward, Kept(args), (number, output.dim(), self.model.training))
+        without = call.without_samples(output)
+        if without or (without is None and (self.guarding or call.unsure(output))):
+            forward.unbatched.append((call, output, bool(without)))
+        if call.unsure(output):
             forward.wants_tags = True
         output.register_hook(Hook(self.shielded(call.on_grad), self))
 
@@ -177,27 +185,24 @@ class Recorder:
         call = RecomputedCall(self, plan, forward, kept, len(outputs_of(output)), tensors[0].device.type)
         if len(tensors) > 1:
             # One output may come from another (an LSTM cell's h from its c); hooks on aliases see each one's own share.
-            output = torch.utils._pytree.tree_map(
-                lambda value: value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value,
-                output,
-            )
+            output = pytree.tree_map(_alias, output)
         if not plan.checked:
             forward.wants_tags = True
+            forward.recomputed.append(call)
         for which, tensor in enumerate(outputs_of(output)):
             if tensor.requires_grad:
                 tensor.register_hook(Hook(self.shielded(_Numbered(call.on_grad, which)), self))
-        return output
+        return output if len(tensors) > 1 else None
 
     def _after_model(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
         forward, self.forward = self.forward, None
         if forward is None or not forward.root or torch._C._current_graph_task_id() != -1:
             return
         dim = self.options.batch_dim
-        for tensor in tensors_in(output):
-            if not (tensor.requires_grad and tensor.dim()):
-                continue
+        outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.grad_fn is not None]
+        for tensor in outputs:
             where = next((d for d in (dim, 0) if d < tensor.dim() and tensor.shape[d] == forward.samples), None)
-            if where is not None and tensor.grad_fn is not None:
+            if where is not None:
                 hook = OutputHook(self, forward, forward.outputs, tensor.output_nr, where)
                 forward.outputs += 1
                 register_first(tensor, Hook(self.shielded(hook.on_grad), self))
@@ -205,8 +210,9 @@ class Recorder:
             node, number = forward.frontier
             hook = OutputHook(self, forward, 0, number, dim)
             forward.outputs = 1
-            node.register_prehook(Hook(self.shielded(hook.on_node), self))  # type: ignore[attr-defined]
-        forward.frontier = None
+            node.register_prehook(Hook(self.shielded(hook.on_node), self))
+        hook_operators(self, forward, outputs)
+        forward.let_go()
 
     # -- backward -----------------------------------------------------------------------------------------------------
 
@@ -234,7 +240,10 @@ class Recorder:
             chosen = order[: options.subsample].sort().values
         for leaf in self.leaves:
             leaf.directions(self.generator)
-        return MicroStep(forward.samples, moments=options.moments, chosen=chosen, budget=options.budget)
+        step = MicroStep(forward.samples, moments=options.moments, chosen=chosen, budget=options.budget)
+        for index, reason in forward.uncovered.items():
+            step.withhold(self.leaves[index], reason)
+        return step
 
     def shared_tags(self, forward: Forward) -> Tensor | None:
         """Tags already drawn for the same samples in another forward of this backward."""
@@ -303,6 +312,10 @@ class Recorder:
                     self.estimated.add(index)
                 elif record.norms is not None:
                     self.estimated.discard(index)
+
+
+def _alias(value: Any) -> Any:
+    return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
 
 
 class _PlanHook:

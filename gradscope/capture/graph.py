@@ -1,0 +1,189 @@
+"""The autograd graph of one forward: who consumes which parameter, and where it meets the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gradscope.operators import Operator, find_operator
+
+#: How many operators a layer's output may pass through before it is broadcast over the samples.
+_SHALLOW = 4
+
+#: How many operators a parameter may pass through before it meets the samples.
+LONGEST_CHAIN = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Meeting:
+    """Where something without samples meets the samples.
+
+    Attributes:
+        node: the operator's node.
+        operand: which operand has no samples.
+        operator: how its gradient is shared out.
+        source: node that made the operand; None where that is the parameter's own.
+        source_nr: which output of it.
+        shape: the operand's.
+        dim: the output's dimension that the operand was broadcast along; 0 where nothing was broadcast.
+        rows: how many rows the output has.
+        transposed: the operand is the parameter transposed, and nothing else lies between.
+    """
+
+    node: Any
+    operand: int
+    operator: Operator
+    source: Any
+    source_nr: int
+    shape: torch.Size
+    dim: int
+    rows: int
+    transposed: bool
+
+    def without_node(self) -> Meeting:
+        """The same without the operator's own node."""
+        return replace(self, node=None)
+
+
+class Graph:
+    """Consumers of every node that the outputs reach.
+
+    Args:
+        outputs: the nodes to start from.
+        batch_dim: dimension along which samples are likely to lie.
+    """
+
+    def __init__(self, outputs: Iterable[Any], batch_dim: int) -> None:
+        self.batch_dim = batch_dim
+        self.consumers: dict[Any, list[tuple[Any, int]]] = {}
+        self.accumulators: dict[int, Any] = {}
+        seen = set()
+        stack = [node for node in outputs if node is not None]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            for operand, (source, _) in enumerate(node.next_functions):
+                if source is None:
+                    continue
+                self.consumers.setdefault(source, []).append((node, operand))
+                if hasattr(source, "variable"):
+                    self.accumulators[id(source.variable)] = source
+                else:
+                    stack.append(source)
+
+    def meetings(self, start: Any, shape: torch.Size, samples: int, owned: set[tuple[Any, int]]) -> list[Meeting] | str:
+        """Where a tensor without samples meets them, or why that cannot be said.
+
+        Args:
+            start: the node that made it.
+            shape: the tensor's shape.
+            samples: n.
+            owned: consumers that some layer's rule describes already.
+        """
+        found: list[Meeting] = []
+        stack: list[tuple[Any, int, torch.Size, int, bool]] = [(start, 0, shape, 0, False)]
+        seen: set[tuple[Any, int]] = set()
+        while stack:
+            source, source_nr, own, depth, transposed = stack.pop()
+            for node, operand in self.consumers.get(source, ()):
+                if (node, operand) in owned or node.next_functions[operand][1] != source_nr or (node, operand) in seen:
+                    continue
+                seen.add((node, operand))
+                kind = node.name()
+                outputs = [torch.Size(meta.shape) for meta in node._input_metadata]
+                operator = find_operator(kind)
+                known = operator is not None and operand in operator.operands
+                dim = _meets(kind, operand, own, outputs[0], samples, self.batch_dim) if known else None
+                if operator is not None and dim is not None:
+                    maker = None if depth == 0 else source
+                    rows = _rows(kind, operand, outputs[0], dim)
+                    found.append(Meeting(node, operand, operator, maker, source_nr, own, dim, rows, transposed))
+                    continue
+                if depth >= LONGEST_CHAIN:
+                    return f"it passes through more than {LONGEST_CHAIN} operators"
+                if any(
+                    len(size) and size[0] % samples == 0 and size[0] > 1 and len(size) > len(own) for size in outputs
+                ):
+                    return f"it meets the samples in {kind}, which is not known"
+                flat = kind == "TBackward0" and depth == 0
+                for number, size in enumerate(outputs):
+                    stack.append((node, number, size, depth + 1, flat))
+        return found if found else "nothing was seen using it"
+
+    def shared_by_samples(self, start: Any, shape: torch.Size, samples: int) -> bool:
+        """Whether everything that consumes a tensor broadcasts it over the samples: a table of positions, say."""
+        stack = [(start, shape, 0)]
+        while stack:
+            source, own, depth = stack.pop()
+            consumers = self.consumers.get(source, ())
+            if not consumers or depth > _SHALLOW:
+                return False
+            for node, operand in consumers:
+                kind, out = node.name(), torch.Size(node._input_metadata[0].shape)
+                operator = find_operator(kind)
+                if operator is not None and kind not in _PRODUCTS + _BY_ROW and operand in operator.operands:
+                    dim = _meets(kind, operand, own, out, samples, self.batch_dim)
+                    if dim is not None and out[dim] == samples:
+                        continue
+                if out != own:
+                    return False
+                stack.append((node, out, depth + 1))
+        return True
+
+
+_PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0")
+_BY_ROW = ("EmbeddingBackward0", "IndexBackward0", "ConvolutionBackward0")
+
+
+def _meets(kind: str, operand: int, own: torch.Size, out: torch.Size, samples: int, batch_dim: int) -> int | None:
+    """The dimension of the operator's output that samples lie along while the operand has none; None if there is none.
+
+    A guess from shapes: the tags say which row is whose, and the sums whether all of them were seen.
+    """
+    if kind in _PRODUCTS or kind in _BY_ROW:
+        if not out or (kind == "BmmBackward0" and out[0] != 1):
+            return None
+        return 0 if _rows(kind, operand, out, 0) % samples == 0 else None
+    aligned = (1,) * (len(out) - len(own)) + tuple(own)
+    for dim in dict.fromkeys((batch_dim, 0, 1)):
+        if dim < len(out) and (out[dim] != 1 or samples == 1) and aligned[dim] == 1 and out[dim] % samples == 0:
+            return dim
+    return None
+
+
+def _rows(kind: str, operand: int, out: torch.Size, dim: int) -> int:
+    if kind not in _PRODUCTS:
+        return out[dim]
+    first_factor = operand == (1 if kind == "AddmmBackward0" else 0)
+    return out[-1] if first_factor else out[-2]
+
+
+def nodes_of_call(output: Any, inputs: Iterable[Any], accumulators: set[Any]) -> Iterator[tuple[Any, int]]:
+    """Edges from the nodes that one layer's call made to these parameters.
+
+    Args:
+        output: node of the layer's output.
+        inputs: nodes of its inputs; what is older than they are belongs to others.
+        accumulators: the parameters' nodes.
+    """
+    oldest = max(
+        (node._sequence_nr() for node in inputs if node is not None and not hasattr(node, "variable")), default=-1
+    )
+    stack, seen = [output], set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for operand, (source, _) in enumerate(node.next_functions):
+            if source is None:
+                continue
+            if source in accumulators:
+                yield node, operand
+            elif not hasattr(source, "variable") and source._sequence_nr() > oldest:
+                stack.append(source)

@@ -1,0 +1,36 @@
+"""Layouts that were measured before, kept where that is safe."""
+
+from __future__ import annotations
+
+from gradscope.capture.layout import Layout, Rows
+
+Key = tuple[object, ...]
+
+
+class LayoutMemory:
+    """Which layout calls of one kind have.
+
+    A row order is kept only once it came out the same twice, on inputs that gave every row a gradient: routing depends on the
+    input.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Key, Layout] = {}
+        self._rows: dict[Key, Rows] = {}
+
+    def known(self, key: Key) -> Layout | None:
+        """The layout of calls of this kind, or None."""
+        return self._known.get(key)
+
+    def remember(self, key: Key, layout: Layout, every_row_seen: bool) -> None:
+        """Note a measured layout."""
+        if not isinstance(layout, Rows):
+            self._known[key] = layout
+            return
+        before = self._rows.get(key)
+        if before is not None and every_row_seen and before.sample_of_row.equal(layout.sample_of_row):
+            self._known[key] = layout
+        else:
+            self._known.pop(key, None)
+        if every_row_seen:
+            self._rows[key] = layout

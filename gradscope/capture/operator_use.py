@@ -1,0 +1,172 @@
+"""One place where a parameter without a layer of its own meets the samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradscope.capture.call import Call
+from gradscope.capture.forward import Forward
+from gradscope.capture.graph import Meeting
+from gradscope.capture.layout import BatchDim, Layout, NoSamples, RowProbe, Rows, find_layout
+from gradscope.capture.tagging import user_hooks_lifted
+from gradscope.contributions import Contribution, Dense, Outer
+from gradscope.moments.leaf import Leaf
+
+if TYPE_CHECKING:
+    from gradscope.capture.recorder import Recorder
+
+#: Largest tensor of per-sample gradients that is taken back through operators without samples, in elements.
+LARGEST = 1 << 26
+
+
+class OperatorUse:
+    """Pre-hook of the operator's node.
+
+    Args:
+        recorder: where figures go.
+        forward: the model's call.
+        meeting: where.
+        target: the parameter; or the call of a layer whose output has no batch dimension, with the node that made it.
+        key: what tells this use from others.
+    """
+
+    __slots__ = ("forward", "key", "made_by", "meeting", "node_name", "recorder", "row_probe", "tagged", "target")
+
+    def __init__(
+        self, recorder: Recorder, forward: Forward, meeting: Meeting, target: Leaf | Call, made_by: GradientEdge | None,
+        key: tuple[object, ...],
+    ) -> None:  # fmt: skip
+        self.recorder = recorder
+        self.forward = forward
+        # Without its node: a hook that holds its own node would keep the graph for ever. What it holds lies upstream.
+        self.meeting = meeting.without_node()
+        self.target = target
+        self.made_by = made_by
+        self.key = key
+        self.tagged: Tensor | None = None
+        self.row_probe: RowProbe | None = None
+
+    @property
+    def leaves(self) -> dict[str, Leaf]:
+        """The parameters that this use is part of, by the name that descriptions use."""
+        return {"": self.target} if isinstance(self.target, Leaf) else self.target.wanted()
+
+    def on_node(self, grads: tuple[Tensor | None, ...]) -> None:
+        """The gradient of the operator's output is here."""
+        grad, recorder = grads[0], self.recorder
+        if grad is None:
+            return
+        if recorder.tagging is not None:
+            if recorder.tagging is self.forward:
+                self._see_tags(self._rows(grad))
+            return
+        if not recorder.enter(self.forward):
+            return
+        try:
+            self._measure(grad)
+        except (RuntimeError, ValueError, IndexError) as error:
+            self._withhold(
+                f"the operator {self.meeting.operator.name!r} that uses it: {str(error).splitlines()[0][:200]}"
+            )
+
+    def _rows(self, grad: Tensor) -> Tensor:
+        return self.meeting.operator.rows(grad, self.meeting.operand, self.meeting.dim)
+
+    def _see_tags(self, rows: Tensor) -> None:
+        if self.row_probe is None:
+            self.row_probe = RowProbe(rows.shape, 1, rows, self.recorder.generator)
+        seen = self.row_probe(rows)
+        self.tagged = seen if self.tagged is None else self.tagged + seen
+
+    def _measure(self, grad: Tensor) -> None:
+        layout = self._layout(self._rows(grad))
+        if isinstance(layout, NoSamples):
+            self._withhold(
+                f"where it meets the samples ({self.meeting.operator.name}), rows do not belong to single samples"
+            )
+            return
+        node: Any = torch._C._current_autograd_node()
+        with torch.no_grad():
+            meeting = self.meeting
+            rows = meeting.operator.describe(node, meeting.operand, grad.detach(), meeting.shape, meeting.dim)
+        contribution = rows.regroup(layout.sample_of_row, self.forward.samples) if isinstance(layout, Rows) else rows
+        self._deliver(self._at_target(contribution), grad.dtype, isinstance(layout, BatchDim) and not layout.measured)
+
+    def _layout(self, rows: Tensor) -> Layout:
+        count, n, memory = rows.shape[0], self.forward.samples, self.recorder.layouts
+        tags, tagged, probe = self.forward.tags, self.tagged, self.row_probe
+        self.tagged = self.row_probe = None
+        if n == 1:
+            return Rows(torch.zeros(count, dtype=torch.long, device=rows.device))
+        if tags is not None and tagged is not None and probe is not None and self.forward.distinct:
+            plain = probe(rows)
+            layout = find_layout(plain, tagged, tags, torch.Size([count]), [0] if count == n else [], rows.dtype)
+            memory.remember((*self.key, count, n), layout, bool((plain.abs().sum(1) > 0).all()))
+            return layout
+        known = memory.known((*self.key, count, n))
+        if known is not None:
+            return known
+        return BatchDim(0) if count == n else NoSamples(mixed=False)
+
+    def _at_target(self, contribution: Contribution) -> dict[str, Contribution]:
+        """Contributions to the operand as contributions to the parameters."""
+        meeting = self.meeting
+        if isinstance(self.target, Leaf):
+            if meeting.source is None:
+                return {"": contribution}
+            if meeting.transposed and isinstance(contribution, Outer):
+                # W enters as its transpose: the factors change places.
+                return {"": Outer(contribution.grads, contribution.inputs, torch.Size(reversed(meeting.shape)))}
+            return {"": Dense(self._pulled_back(contribution, self.target.parameter))}
+        dense = contribution.dense()
+        if meeting.source is not None and self.made_by is not None:
+            dense = self._pulled_back(contribution, self.made_by)
+        return self.target.describe_unbatched(dense)
+
+    def _pulled_back(self, contribution: Contribution, to: Any) -> Tensor:
+        """Each sample's gradient of the operand, taken back through operators that hold no samples."""
+        size = to.numel() if isinstance(to, Tensor) else contribution.shape.numel()
+        if contribution.samples * size > LARGEST:
+            raise ValueError("its gradients of all samples would not fit in memory on the way back")
+        recorder, leaves = self.recorder, list(self.leaves.values())
+        edge = GradientEdge(self.meeting.source, self.meeting.source_nr)
+        recorder.tagging = _NOBODY
+        try:
+            with user_hooks_lifted(leaves):
+                dense = contribution.dense()
+                return _pull_all(edge, to, dense)
+        finally:
+            recorder.tagging = None
+
+    def _deliver(self, described: dict[str, Contribution], dtype: torch.dtype, assumed: bool) -> None:
+        step = self.forward.step
+        for name, leaf in self.leaves.items():
+            if step is None or name not in described:
+                continue
+            operator = self.meeting.operator.name
+            rule = operator if isinstance(self.target, Leaf) else f"{self.target.rule.name} + {operator}"
+            uses = self.forward.uses.get(leaf.index, 1)
+            step.add(leaf, described[name], rule, uses=uses, last=not self.recorder.more_backwards(), dtype=dtype)
+            step.of(leaf).assumed |= assumed
+
+    def _withhold(self, reason: str) -> None:
+        for leaf in self.leaves.values():
+            if self.forward.step is not None:
+                self.forward.step.withhold(leaf, reason)
+
+
+#: While gradients are pulled back, every hook of ours looks away.
+_NOBODY = Forward(0, root=False)
+
+
+def _pull_all(edge: GradientEdge, to: Any, dense: Tensor) -> Tensor:
+    try:
+        return torch.autograd.grad([edge], [to], [dense], retain_graph=True, is_grads_batched=True)[0]
+    except RuntimeError:
+        # Not every operator can be batched; one sample at a time always works.
+        rows = [torch.autograd.grad([edge], [to], [one], retain_graph=True)[0] for one in dense]
+        return torch.stack(rows)

@@ -1,0 +1,112 @@
+"""Finding the uses of parameters that no layer's rule describes, when the model's forward ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradscope.capture.call import Call
+from gradscope.capture.forward import Forward
+from gradscope.capture.graph import Graph, nodes_of_call
+from gradscope.capture.hook import Hook
+from gradscope.capture.operator_use import OperatorUse
+from gradscope.capture.recomputed_call import RecomputedCall
+from gradscope.moments.leaf import Leaf
+
+if TYPE_CHECKING:
+    from gradscope.capture.recorder import Recorder
+
+
+def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tensor]) -> None:
+    """Hang pre-hooks where parameters without a described layer meet the samples.
+
+    The graph is walked only where there is something to find: parameters that no layer's call read, layers that ran without a
+    batch dimension, and, in guard windows, parameters that are read outside their layers too.
+    """
+    raw = [leaf for leaf in recorder.leaves if leaf.wanted and not forward.uses.get(leaf.index)]
+    shared = [leaf for leaf in recorder.leaves if leaf.wanted and leaf.index in recorder.functional]
+    looking = recorder.guarding or forward.wants_tags
+    if not (raw or shared or forward.unbatched or forward.recomputed or looking):
+        return
+    graph = Graph((tensor.grad_fn for tensor in outputs), recorder.options.batch_dim)
+    if looking or shared:
+        _look_for_functional_uses(recorder, forward, graph, shared if not looking else recorder.leaves)
+    for call, output, certain in forward.unbatched:
+        if certain or graph.shared_by_samples(output.grad_fn, output.shape, forward.samples):
+            call.runs_once()
+            _hook_unbatched(recorder, forward, graph, call, output)
+    for recomputed in forward.recomputed:
+        _prefer_operators(recorder, forward, graph, recomputed)
+    for leaf in raw:
+        node = graph.accumulators.get(id(leaf.parameter))
+        if node is not None:
+            _hook_leaf(recorder, forward, graph, leaf, node, set())
+    for plan in recorder.plans:
+        if plan.by_operators and any(leaf.index in forward.uncovered for leaf in plan.leaves.values()):
+            plan.by_operators = False
+
+
+def _prefer_operators(recorder: Recorder, forward: Forward, graph: Graph, call: RecomputedCall) -> None:
+    """A module without a rule need not be recomputed where the operators inside it are known."""
+    leaves = [leaf for leaf in call.plan.leaves.values() if leaf.wanted]
+    nodes = [graph.accumulators.get(id(leaf.parameter)) for leaf in leaves]
+    for leaf, node in zip(leaves, nodes, strict=True):
+        if node is None or forward.uses.get(leaf.index) != 1:
+            return
+        if isinstance(graph.meetings(node, leaf.parameter.shape, forward.samples, set()), str):
+            return
+    call.by_operators = call.plan.by_operators = True
+    for leaf, node in zip(leaves, nodes, strict=True):
+        forward.uses[leaf.index] = 0
+        _hook_leaf(recorder, forward, graph, leaf, node, set())
+
+
+def _look_for_functional_uses(recorder: Recorder, forward: Forward, graph: Graph, leaves: Iterable[Leaf]) -> None:
+    """A parameter that its layer reads, and that is read elsewhere as well (a head that multiplies with the table)."""
+    owned: set[tuple[Any, int]] = set()
+    for output, inputs, indices in forward.made:
+        nodes = {graph.accumulators.get(id(recorder.leaves[i].parameter)) for i in indices} - {None}
+        owned.update(nodes_of_call(output, inputs, nodes))
+    for leaf in leaves:
+        node = graph.accumulators.get(id(leaf.parameter)) if leaf.wanted and forward.uses.get(leaf.index) else None
+        if node is None:
+            continue
+        if any(edge not in owned for edge in graph.consumers.get(node, ())):
+            recorder.functional.add(leaf.index)
+            _hook_leaf(recorder, forward, graph, leaf, node, owned)
+
+
+def _hook_leaf(
+    recorder: Recorder, forward: Forward, graph: Graph, leaf: Leaf, node: Any, owned: set[tuple[Any, int]]
+) -> None:
+    meetings = graph.meetings(node, leaf.parameter.shape, forward.samples, owned)
+    if isinstance(meetings, str):
+        forward.uncovered[leaf.index] = meetings
+        return
+    forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + len(meetings)
+    for number, meeting in enumerate(meetings):
+        use = OperatorUse(recorder, forward, meeting, leaf, None, ("operator", leaf.index, number))
+        _hang(recorder, forward, use, meeting.node)
+
+
+def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Call, output: Tensor) -> None:
+    node = output.grad_fn
+    meetings = graph.meetings(node, output.shape, forward.samples, set())
+    if isinstance(meetings, str):
+        return
+    call.by_operators = True
+    for leaf in call.wanted().values():
+        forward.uses[leaf.index] += len(meetings) - 1
+    made_by = GradientEdge(node, output.output_nr)
+    for number, meeting in enumerate(meetings):
+        use = OperatorUse(recorder, forward, meeting, call, made_by, ("operator", call.plan.name, *call.key, number))
+        _hang(recorder, forward, use, meeting.node)
+
+
+def _hang(recorder: Recorder, forward: Forward, use: OperatorUse, node: Any) -> None:
+    if recorder.layouts.known((*use.key, use.meeting.rows, forward.samples)) is None:
+        forward.wants_tags = True
+    node.register_prehook(Hook(recorder.shielded(use.on_node), recorder))
