@@ -149,10 +149,6 @@ LAYERS = (
     Problem("EmbeddingBag, mean with a padding row", lambda: nn.EmbeddingBag(7, 3, padding_idx=3), padded_ids),
     table("EmbeddingBag, flat with offsets", lambda: Bags(nn.EmbeddingBag(7, 3, mode="sum")), 4),
     table("EmbeddingBag, last offset included", lambda: Bags(nn.EmbeddingBag(7, 3, include_last_offset=True)), 4),
-    Problem(
-        "EmbeddingBag, scaled by frequency", lambda: nn.EmbeddingBag(7, 3, mode="sum", scale_grad_by_freq=True),
-        lambda: (ids(4),), separable=False,
-    ),
     Problem("EmbeddingBag, ragged", RaggedBags, lambda: (ids(6), torch.arange(N))),
     dense("LayerNorm", lambda: between(nn.Linear(4, 4), shaken(nn.LayerNorm(4))), 3, 4),
     dense("LayerNorm over two dimensions, no bias", lambda: shaken(nn.LayerNorm((3, 4), bias=False)), 2, 3, 4),
