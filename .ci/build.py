@@ -12,15 +12,8 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What a reader of the sdist needs beside the package: it must build, test and explain itself.
-IN_THE_SDIST = (
-    "CHANGELOG.md",
-    "Makefile",
-    "constraints.txt",
-    "docs/report.svg",
-    "examples/existing_loop.py",
-    "tests/conftest.py",
-)
+#: Tracked files that only a checkout needs.
+NOT_IN_THE_SDIST = {".gitignore"}
 
 
 def main() -> None:
@@ -31,8 +24,9 @@ def main() -> None:
         (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
         with tarfile.open(sdist) as archive:
             held = {name.partition("/")[2] for name in archive.getnames()}
-        if missing := [name for name in IN_THE_SDIST if name not in held]:
-            sys.exit(f"{sdist.name} lacks {', '.join(missing)}: see MANIFEST.in")
+        tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n")
+        if missing := {name for name in tracked if name} - held - NOT_IN_THE_SDIST:
+            sys.exit(f"{sdist.name} lacks {', '.join(sorted(missing))}: see MANIFEST.in")
         clean = Path(folder, "env")
         venv.create(clean, with_pip=True)
         constraints = str(ROOT / "constraints.txt")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "tasks (default: digits)\n" + "\n".join(
-        f"  {name:<9} {task.about}: {task.steps} steps of {task.accumulate} x {task.micro_batch} samples"
+        f"  {name:<9} {task.about} ({task.steps} steps of {task.accumulate} x {task.micro_batch})"
         for name, task in TASKS.items()
     )
     parser.add_argument("--task", choices=tuple(TASKS), default="digits", help="what to train (see below)")
@@ -55,7 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
     torch.manual_seed(arguments.seed)
     problem = task.problem()
     loader = _loader(problem, steps, micro_batch, accumulate)
-    for line in (task.about, f"{steps} steps, each of {accumulate} micro-steps of {micro_batch} samples"):
+    sizes = f"steps {steps}, accumulate {accumulate}, micro-batch {micro_batch}: effective minibatch {accumulate * micro_batch}"
+    for line in (task.about, sizes):
         console.print(line, highlight=False, markup=False)
     with progress(steps) as show:
         scope = train(problem.model, problem.optimizer, problem.criterion, loader, accumulate, arguments.log, show)
@@ -74,7 +75,7 @@ def _loader(problem: Problem, steps: int, micro_batch: int, accumulate: int) -> 
     samples, window = problem.samples, micro_batch * accumulate
     if window > len(samples):
         raise InvalidArgumentError(
-            f"gradscope demo: {accumulate} micro-steps of {micro_batch} are {window} samples, but there are only "
+            f"demo: {accumulate} micro-steps of {micro_batch} are {window} samples, but there are only "
             f"{len(samples)} to draw from; repeated ones would make the noise look too small. Choose a smaller "
             "--micro-batch or --accumulate."
         )
@@ -90,6 +91,4 @@ def _show(code: str, console: Console) -> None:
         sys.stdout.write(code)  # as it is in the file: rich would pad its lines
 
 
-DEMO = Command(
-    "train a small model on real data, with one line added to its loop, and print the report", _add_arguments, _run
-)
+DEMO = Command("train a small model on real data and print the report", _add_arguments, _run)

@@ -19,7 +19,7 @@ def bundled(name: str) -> tuple[Tensor, Tensor]:
         from sklearn import datasets
     except ImportError as error:
         raise MissingDependencyError(
-            f"gradscope demo --task {name}: its samples come with scikit-learn, which is not installed here. Install "
+            f"demo --task {name}: its samples come with scikit-learn, which is not installed here. Install "
             "it with `pip install scikit-learn`, or run the task that needs nothing more: `gradscope demo --task text`."
         ) from error
     found = getattr(datasets, f"load_{name}")()

@@ -37,6 +37,6 @@ class Task:
 
 TASKS = {
     "digits": Task("gradscope.demo.digits", "a small CNN on scikit-learn's handwritten digits", 100, 16, 4),
-    "text": Task("gradscope.demo.text", "a character GPT on the texts of Python's own help()", 120, 8, 4),
+    "text": Task("gradscope.demo.text", "a character GPT on Python's own help texts", 120, 8, 4),
     "diabetes": Task("gradscope.demo.diabetes", "a regression on scikit-learn's diabetes patients", 200, 16, 4),
 }

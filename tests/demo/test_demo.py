@@ -28,7 +28,7 @@ def _printed(capsys, *arguments):
 def test_a_task_ends_in_its_report_without_control_codes(capsys, task):
     status, out, err = _printed(capsys, "--task", task, *SMALL)
     assert status == 0
-    assert out.startswith(f"{TASKS[task].about}\n6 steps, each of 2 micro-steps of 4 samples\n")
+    assert out.startswith(f"{TASKS[task].about}\nsteps 6, accumulate 2, micro-batch 4: effective minibatch 8\n")
     assert "held-out" in out
     assert "noise scale" in out
     assert "\x1b" not in out + err
