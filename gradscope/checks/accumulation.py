@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradscope.checks.causes import Finding, find_causes
 from gradscope.checks.causes.finding import largest
-from gradscope.checks.diagnosis import Cause, Diagnosis, ParameterError
+from gradscope.checks.describe import described
+from gradscope.checks.diagnosis import Diagnosis
 from gradscope.checks.failures import AccumulationFailure
 from gradscope.checks.judge import Judged
 from gradscope.checks.low_precision import low_precision
@@ -95,7 +95,9 @@ def diagnose(
         raise InvalidArgumentError(f"windows={windows}: at least one window must be run.")
     companions = Companions.of(model, optimizer, scheduler, scaler)
     trial = Trial(step, model, loss_fn, batch, companions, rtol)
-    under = _comparable(trial, _widest(trial, samples))
+    under = _widest(trial, samples)
+    trial.adopt_modes(trial.traced((samples,), 1, under)[0][0])
+    under = _comparable(trial, under)
     if isinstance(under, Diagnosis):
         return under
     steps = _steps(trial, samples, under)
@@ -158,7 +160,7 @@ def _verdict(trial: Trial, splits: list[Sizes], windows: int, under: Conditions)
             findings = [Finding("samples interact", largest(wrong), evidence)]
         else:
             findings = [Finding("unknown", largest(wrong), "no known pattern fits what was seen.")]
-    return _described(findings, under)
+    return described(findings, under.calm)
 
 
 def _interacting(trial: Trial, splits: list[Sizes], windows: int, under: Conditions, judged: list[Judged]) -> Diagnosis:
@@ -173,7 +175,7 @@ def _interacting(trial: Trial, splits: list[Sizes], windows: int, under: Conditi
     evidence = "the micro-batches' gradients cannot be weighted to make up the gradient of the whole minibatch" + (
         ", but in eval mode they can, and the loop is right." if training else "."
     )
-    return _described([Finding("samples interact", largest(wrong), evidence)], under)
+    return described([Finding("samples interact", largest(wrong), evidence)], under.calm)
 
 
 def _schedule(judged: list[Judged]) -> Diagnosis | None:
@@ -189,7 +191,7 @@ def _schedule(judged: list[Judged]) -> Diagnosis | None:
                 if too_often
                 else "the optimizer's learning rate changed between the backward passes of one window."
             )
-            return _described([Finding("scheduler per micro-step", window, seen)], Conditions(wide=True))
+            return described([Finding("scheduler per micro-step", window, seen)])
     return None
 
 
@@ -205,7 +207,7 @@ def _in_its_own_dtype(trial: Trial, splits: list[Sizes], windows: int, under: Co
         count = sum(longest) // least
         own.append((least,) * count) if count else None
     for sizes in own:
-        traces, rows = trial.traced(sizes, windows, narrow)
+        traces, _ = trial.traced(sizes, windows, narrow)
         for number, trace in enumerate(traces, 1):
             evidence = low_precision(trace)
             if evidence:
@@ -219,38 +221,3 @@ def _in_its_own_dtype(trial: Trial, splits: list[Sizes], windows: int, under: Co
 def _changes_with_seed(trial: Trial, sizes: Sizes, under: Conditions) -> bool:
     results = [trial.traced(sizes, 1, replace(under, seed=seed))[0][0].states()[-1] for seed in (0, 1)]
     return float((results[0] - results[1]).norm()) > trial.tolerance(under).gradient * float(results[0].norm())
-
-
-def _described(findings: list[Finding], under: Conditions) -> Diagnosis:
-    first = findings[0]
-    shown, evidence = first.shown, [first.evidence]
-    others: list[Cause] = list(first.also)
-    evidence += [f"besides ({f.cause}): {f.evidence}" for f in findings[1:] if f.cause not in (first.cause, *others)]
-    if under.calm != "as is":
-        evidence.append(
-            f"compared with {'dropout switched off' if under.calm == 'no dropout' else 'the model in eval mode'}."
-        )
-    table = sorted(_errors(shown, shown.judged), key=lambda p: -p.error)
-    return Diagnosis(
-        first.cause, coefficients=shown.ratios, residual=shown.residual, evidence=tuple(evidence),
-        remedy=REMEDIES[first.cause], also=tuple(others), split=shown.sizes, window=shown.window,
-        error=0.0 if shown.right else shown.error(), parameters=tuple(table) if not shown.right else (),
-    )  # fmt: skip
-
-
-def _errors(window: Judged, got: Tensor) -> list[ParameterError]:
-    truth, errors = window.truth, window.truth.errors(got)
-    rows = []
-    for i, (name, place) in enumerate(zip(truth.layout.names, truth.layout.slices, strict=True)):
-        if not window.trace.owned[i]:
-            continue
-        a, b = got[place], truth.whole[place]
-        dot, square = float(a @ b), float(b @ b)
-        size = float(torch.linalg.vector_norm(a)) * square**0.5
-        rows.append(
-            ParameterError(
-                name, float(a.norm()), square**0.5, dot / square if square > 0 else float("nan"),
-                dot / size if size > 0 else float("nan"), float(errors[i]),
-            )
-        )  # fmt: skip
-    return rows

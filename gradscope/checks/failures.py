@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class CheckFailure(AssertionError):
+class CheckFailure(AssertionError):  # noqa: N818  # a failed assertion, not a broken program
     """Base of everything that a check raises when what it checks is wrong.
 
     Attributes:

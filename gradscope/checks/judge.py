@@ -1,4 +1,4 @@
-"""One window judged: is what was applied the gradient of the loss, and if not, what was each micro-batch's share?"""
+"""One window judged: whether the gradient of the loss was applied, and what each micro-batch's share was."""
 
 from __future__ import annotations
 
@@ -213,9 +213,10 @@ def _traced(used: Sequence[Backward], truth: Truth, tolerance: Tolerance) -> _Sh
     for backward in used:
         if not bool(backward.increment.any()):
             continue
-        candidates = backward.micro_batches if len(backward.micro_batches) == 1 else tuple(range(k))
+        candidates = backward.micro_batches or tuple(range(k))
         fits = [(_one(backward.increment, data[j], truth.direct if has_direct else None), j) for j in candidates]
-        (c, r, rest), j = min(fits, key=lambda fit: fit[0][2])
+        # Of several that fit (equal micro-batches, or a single parameter) take one that was not used before.
+        (c, r, rest), j = min(fits, key=lambda fit: (fit[0][2] > 10 * tolerance.coefficient, uses[fit[1]], fit[0][2]))
         if not rest <= 10 * tolerance.coefficient:
             return None
         coefficients[j] += c

@@ -47,7 +47,7 @@ class Layout:
     @property
     def size(self) -> int:
         """Length of the vector."""
-        return self.slices[-1].stop
+        return int(self.slices[-1].stop)
 
     def vector(self, tensors: Iterable[Tensor | None]) -> Tensor:
         """These tensors, one per parameter, end to end in float64 on the CPU; None counts as zeros."""

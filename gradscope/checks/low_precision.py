@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from gradscope.checks.trace import WindowTrace
+from gradscope.checks.trace import Backward, WindowTrace
 
-#: Relative loss that counts. Measured for bfloat16: 0.2 % at 4 additions, 0.7 % at 64, 2 to 16 % at 512.
-LOSS = 0.01
+#: Relative loss that counts. Measured for bfloat16: 0.2 % at 4 additions, 0.7 to 1 % at 64, 2 to 16 % at 512.
+LOSS = 0.02
 
 
 def low_precision(trace: WindowTrace) -> str | None:
@@ -20,7 +20,7 @@ def low_precision(trace: WindowTrace) -> str | None:
     places = trace.layout.places(trace.owned)
     if not bool(torch.stack([b.increment[places].isfinite().all() for b in used]).all()):
         return f"a gradient overflowed in {kinds}; in float64 the same step is right."
-    if trace.inner_writes():
+    if trace.inner_writes() or any(_not_added(b) for b in used):
         return None
     total = torch.stack([b.increment for b in used]).sum(0)[places]
     if not bool(total.any()):
@@ -32,3 +32,9 @@ def low_precision(trace: WindowTrace) -> str | None:
             "to it; in float64 the same step is right."
         )
     return None
+
+
+def _not_added(backward: Backward) -> bool:
+    """Whether nothing was added although there was much to add: ``autograd.grad`` leaves ``.grad`` alone."""
+    same = torch.equal(backward.before, backward.after)
+    return same and float(backward.increment.norm()) > 0.1 * float(backward.before.norm())

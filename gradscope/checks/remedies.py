@@ -7,10 +7,11 @@ from gradscope.checks.diagnosis import Cause
 REMEDIES: dict[Cause, str] = {
     "right": "",
     "not divided": """\
-Weigh each micro-batch's loss by its share before backward(), so that the shares add up to one:
-    loss = loss_fn(model, micro_batch) * len(micro_batch) / samples_in_window
+Divide each micro-batch's loss by the number of micro-batches before backward():
+    loss = loss_fn(model, micro_batch) / len(micro_batches)
     loss.backward()
-With micro-batches of equal size this is loss / number_of_micro_batches.""",
+Where micro-batches differ in size, weigh each by its share instead: * samples_in_it / samples_in_window. Where the loss
+is a sum, divide it by the number of samples (or tokens) in the whole window.""",
     "divided twice": """\
 Divide once. Accelerate (accelerator.backward), Lightning (accumulate_grad_batches), transformers' Trainer and DeepSpeed
 divide the loss already: leave out your own division, or a second mean over the samples. Where loss_fn is a sum, nothing

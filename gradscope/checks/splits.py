@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -51,18 +52,20 @@ def given_splits(split: Sequence[int] | Sequence[Sequence[int]], samples: int) -
     Raises:
         InvalidArgumentError: a size is not positive, or a split needs more samples than there are.
     """
-    lists = [tuple(split)] if all(isinstance(s, int) for s in split) else [tuple(s) for s in split]  # type: ignore[arg-type]
+    lists: list[Any] = [tuple(s) if isinstance(s, Sequence) else s for s in split]
+    if all(isinstance(s, int) for s in lists):
+        lists = [tuple(lists)]
     for sizes in lists:
-        if not sizes or any(not isinstance(s, int) or s < 1 for s in sizes):
+        if not isinstance(sizes, tuple) or not sizes or any(not isinstance(s, int) or s < 1 for s in sizes):
             raise InvalidArgumentError(
                 f"split={split!r}: a split is a list of positive micro-batch sizes, e.g. [2, 3, 4]."
             )
         if sum(sizes) > samples:
             raise InvalidArgumentError(f"split {list(sizes)} needs {sum(sizes)} samples, but the batch has {samples}.")
-    return lists  # type: ignore[return-value]
+    return lists
 
 
 def smallest_batch(model: nn.Module) -> int:
-    """2 where a BatchNorm in training mode would refuse or degenerate on a single sample, else 1."""
+    """2 where there is a BatchNorm, which refuses a single sample in training mode (the step may switch it on); else 1."""
     norms = (nn.modules.batchnorm._BatchNorm,)
-    return 2 if any(isinstance(m, norms) and m.training for m in model.modules()) else 1
+    return 2 if any(isinstance(m, norms) for m in model.modules()) else 1

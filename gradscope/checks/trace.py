@@ -90,6 +90,7 @@ class WindowTrace:
         steps: in order.
         end: ``.grad`` at the end.
         end_moved: whether the parameters had changed at the end.
+        modes: which modules were in training mode when the model was first run.
         schedule: by how much each scheduler's count went on.
     """
 
@@ -101,6 +102,7 @@ class WindowTrace:
     writes: list[Write] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     end_moved: bool = False
+    modes: tuple[bool, ...] | None = None
     schedule: tuple[int, ...] = ()
 
     @property

@@ -37,8 +37,7 @@ class Tracer:
 
     def __enter__(self) -> Tracer:
         handles: list[Any] = [
-            p.register_hook(lambda grad, i=i: self._leaf(i, grad))  # type: ignore[no-untyped-call]
-            for i, p in enumerate(self._layout.parameters)
+            p.register_hook(lambda grad, i=i: self._leaf(i, grad)) for i, p in enumerate(self._layout.parameters)
         ]
         handles.append(self._model.register_forward_pre_hook(self._forward, with_kwargs=True))
         handles.append(register_optimizer_step_pre_hook(self._before_step))
@@ -117,10 +116,15 @@ class Tracer:
     def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._trace is None or not torch.is_grad_enabled():
             return
+        self._note_modes(self._trace)
         inputs = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for index, tensors in enumerate(self._micro_batches):
             if any(a.shape == b.shape and torch.equal(a, b) for a in inputs for b in tensors):
                 self._fed.append(index)
+
+    def _note_modes(self, trace: WindowTrace) -> None:
+        if trace.modes is None:
+            trace.modes = tuple(m.training for m in self._model.modules())
 
     def _leaf(self, index: int, grad: Tensor) -> None:
         if self._trace is None:
@@ -129,11 +133,12 @@ class Tracer:
             self.look()
             self._write_open = False
             self._in_backward = True
+            self._note_modes(self._trace)
             self._increments = {}
             self._moved = not _same(self._layout.values(), self._trace.start)
             if not self._trace.backwards:
                 self._trace.leftover = self._known
-            torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
         seen = self._increments.get(index)
         value = (grad.to_dense() if grad.layout is not torch.strided else grad).detach()
         self._increments[index] = value.clone() if seen is None else seen + value
@@ -181,7 +186,7 @@ class _GradientWrites(TorchDispatchMode):
     """Sees every operator that changes a ``.grad`` in place, and the norms that clipping reads."""
 
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tracer = tracer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

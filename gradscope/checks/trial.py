@@ -49,6 +49,7 @@ class Trial:
         self.step, self.model, self.loss_fn, self.batch = step, model, loss_fn, batch
         self.companions, self.rtol = companions, rtol
         self.snapshot = Snapshot(model, companions)
+        self._modes: tuple[bool, ...] | None = None
 
     def judged(self, splits: Sequence[Sizes], windows: int, under: Conditions) -> list[Judged]:
         """Every window of every split, judged."""
@@ -78,12 +79,13 @@ class Trial:
                     traces.append(tracer.end())
         return traces, rows
 
+    def adopt_modes(self, trace: WindowTrace) -> None:
+        """From now on run everything, also the loss, in the modes that the step gave the modules."""
+        self._modes = trace.modes
+
     def tolerance(self, under: Conditions) -> Tolerance:
-        """In float64, 1e-5 separates right from wrong; otherwise it follows the parameters' rounding."""
-        with_wide = under.wide or is_wide(self.model)
-        u = 2.0**-53 if with_wide else rounding(self.model)
-        gradient_tolerance = self.rtol if self.rtol is not None else 1e-5 if with_wide else min(0.3, max(1e-3, 32 * u))
-        return Tolerance(gradient_tolerance, 1e-6 if with_wide else min(0.1, max(1e-4, 16 * u)))
+        """What counts as equal under these conditions."""
+        return tolerance_of(self.model, wide=under.wide, rtol=self.rtol)
 
     def is_random(self, under: Conditions) -> bool:
         """Whether the gradient of the loss changes with the random state."""
@@ -122,6 +124,8 @@ class Trial:
     def _conditions(self, under: Conditions) -> Iterator[Any]:
         """The state at the start, under these conditions; all is put back afterwards."""
         self.snapshot.restore()
+        for module, training in zip(self.model.modules(), self._modes or (), strict=False):
+            module.training = training
         calmed = _calm(self.model, under.calm)
         try:
             if under.wide:
@@ -135,6 +139,14 @@ class Trial:
             for module in calmed:
                 module.__dict__.pop("train", None)
             self.snapshot.restore()
+
+
+def tolerance_of(model: nn.Module, *, wide: bool, rtol: float | None) -> Tolerance:
+    """In float64, 1e-5 separates right from wrong; otherwise it follows the parameters' rounding."""
+    if wide or is_wide(model):
+        return Tolerance(1e-5 if rtol is None else rtol, 1e-6)
+    u = rounding(model)
+    return Tolerance(min(0.3, max(1e-3, 32 * u)) if rtol is None else rtol, min(0.1, max(1e-4, 16 * u)))
 
 
 def _calm(model: nn.Module, how: str) -> list[nn.Module]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as tree
 
 from gradscope.checks.layout import Layout
@@ -62,7 +63,7 @@ class Truth:
 
 
 def gradient(model: nn.Module, loss_fn: LossFn, batch: Any, layout: Layout) -> Tensor:
-    """Gradient of ``loss_fn(model, batch)``; ``.grad`` is left alone.
+    """Gradient of ``loss_fn(model, batch)``; ``.grad`` is left as it was.
 
     Raises:
         InvalidArgumentError: the loss is not one number with a gradient.
@@ -75,7 +76,22 @@ def gradient(model: nn.Module, loss_fn: LossFn, batch: Any, layout: Layout) -> T
                 f"loss_fn(model, batch) must return one number that depends on the parameters; it returned {found}. "
                 "Do not detach it, and reduce it to a mean or a sum."
             )
-        return layout.vector(torch.autograd.grad(loss.reshape(()), layout.parameters, allow_unused=True))
+        grads = torch.autograd.grad(loss.reshape(()), layout.parameters, allow_unused=True, retain_graph=True)
+    if any(grad is not None for grad in grads) and not isinstance(model, DistributedDataParallel):
+        return layout.vector(grads)
+    return _by_backward(layout, loss)
+
+
+def _by_backward(layout: Layout, loss: Tensor) -> Tensor:
+    """Through ``.grad``: reentrant checkpointing and averaging over ranks happen in no other way."""
+    kept = [p.grad for p in layout.parameters]
+    for p in layout.parameters:
+        p.grad = None
+    loss.reshape(()).backward()
+    result = layout.gradients()
+    for p, grad in zip(layout.parameters, kept, strict=True):
+        p.grad = grad
+    return result
 
 
 def find_truth(model: nn.Module, loss_fn: LossFn, layout: Layout, whole: Any, parts: Sequence[Any]) -> Truth:
@@ -120,7 +136,7 @@ def _blocked(model: nn.Module, loss_fn: LossFn, batch: Any, layout: Layout) -> T
         called[0] = True
         for leaf in tree.tree_leaves(output):
             if isinstance(leaf, Tensor) and leaf.requires_grad:
-                leaf.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
+                leaf.register_hook(torch.zeros_like)
 
     handle = model.register_forward_hook(block)
     try:

@@ -114,8 +114,9 @@ def _constant_divisor(windows: Sequence[Judged]) -> bool:
     """``c`` is the same in windows of different length, or the window's sum is divided by a fixed number of samples."""
     if len({len(w.sizes) for w in windows}) < 2:
         return False
-    if _same_number(windows, lambda w: w.coefficients or ()) is not None:
-        return True
+    number = _same_number(windows, lambda w: w.coefficients or ())
+    if number is not None:
+        return abs(number - 1) > 1e-3
     if len({sum(w.sizes) for w in windows}) < 2:
         return False
     return _same_number(windows, lambda w: [r / sum(w.sizes) for r in w.ratios]) is not None
@@ -132,22 +133,50 @@ def _scaled_up(windows: Sequence[Judged]) -> bool:
 
 
 _PATTERNS: tuple[tuple[Cause, Callable[[Sequence[Judged]], bool], str], ...] = (
-    ("not divided", _not_divided, "each micro-batch's loss counts {c} in the sum: it was added up without being divided."),
-    ("divided twice", _divided_by_count, "every micro-batch counts {r} of what it should, one over the number of them ({k})."),
-    ("divided twice", _divided_by_count_squared, "each micro-batch's loss counts {c} = 1/{k}²: it was divided by {k} twice."),
-    ("mean of means", _mean_of_means,
-     "each micro-batch's mean counts 1/{k}, whatever its size: the micro-batches count {all} of what they should."),
-    ("mean of means", _weighted_by_samples,
-     "each micro-batch counts by its number of samples, but the loss is a mean over something else (tokens): they count "
-     "{all} of what they should."),
-    ("divided twice", _divided_by_samples, "every micro-batch counts 1/{inverse} of what it should: a mean was divided by the "
-     "number of samples once more."),
-    ("short window", _constant_divisor, "the divisor is the same whatever the window holds (each loss counts {c}, 1/{divisor}, in "
-     "a window of {k} micro-batches and {n} samples)."),
-    ("averaged over ranks twice", _scaled_down, "the gradient is {r} of what it should be, 1/{inverse}, in every window, "
-     "whatever its size: a constant divisor, as the number of ranks is."),
-    ("never unscaled", _scaled_up, "the gradient is {r} times too large in every window, whatever its size: a constant "
-     "factor, as a loss scale is."),
-    ("not divided", _tokens_not_divided, "the gradient is {r} times too large, a whole number that differs from window to "
-     "window: a sum over tokens or elements was not divided by their number."),
-)  # fmt: skip
+    (
+        "not divided",
+        _not_divided,
+        "each micro-batch's loss counts {c} in the sum: it was added up without being divided.",
+    ),
+    ("divided twice", _divided_by_count, "every micro-batch counts {r} of what it should: one over their number, {k}."),
+    ("divided twice", _divided_by_count_squared, "each micro-batch's loss counts {c} = 1/{k}²: divided by {k} twice."),
+    (
+        "mean of means",
+        _mean_of_means,
+        "each micro-batch's mean counts 1/{k}, whatever it holds: they count {all} of what they should.",
+    ),
+    (
+        "mean of means",
+        _weighted_by_samples,
+        "each micro-batch counts by its number of samples, but the loss is a mean over something else (tokens): they "
+        "count {all} of what they should.",
+    ),
+    (
+        "divided twice",
+        _divided_by_samples,
+        "every micro-batch counts 1/{inverse} of what it should: a mean was divided by the number of samples again.",
+    ),
+    (
+        "short window",
+        _constant_divisor,
+        "the divisor is the same whatever the window holds: each loss counts {c} = 1/{divisor} in a window of {k} "
+        "micro-batches and {n} samples.",
+    ),
+    (
+        "averaged over ranks twice",
+        _scaled_down,
+        "the gradient is {r} = 1/{inverse} of what it should be in every window, whatever its size: a constant divisor, "
+        "as the number of ranks is.",
+    ),
+    (
+        "never unscaled",
+        _scaled_up,
+        "the gradient is {r} times too large in every window, whatever its size: a constant factor, as a loss scale is.",
+    ),
+    (
+        "not divided",
+        _tokens_not_divided,
+        "the gradient is {r} times too large, a whole number that differs from window to window: a sum over tokens or "
+        "elements was not divided by their number.",
+    ),
+)
