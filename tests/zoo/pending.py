@@ -9,7 +9,7 @@ import pytest
 
 from zoo.problem import Problem
 
-PENDING: dict[str, str] = {"LSTMCell in a loop": "tags of several outputs are not added up in recomputed calls"}
+PENDING: dict[str, str] = {}
 
 
 def cases(problems: Iterable[Problem]) -> list[Any]:

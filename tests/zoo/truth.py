@@ -77,7 +77,10 @@ def figures(parts: list[Tensor]) -> Figures:
         "snr": terms / abs(grad_sq) + n * terms / trace,
         "trace_cov": n * terms / trace,
         "variance": float((mean.abs().square() * n + variance).norm() / variance.norm()),
-        "gsnr": float((ratios.abs() + n * ratios.square() + 1 / n).mean() / ratios.mean().abs()),
+        # An element without a gradient by structure has only rounding, whose ratio means nothing.
+        "gsnr": float("inf")
+        if bool((variance < 1e-20 * variance.max())[moved].any())
+        else float((ratios.abs() + n * ratios.square() + 1 / n).mean() / ratios.mean().abs()),
     }
     return Figures(
         grad_norm=float(mean.norm()),
