@@ -40,7 +40,6 @@ class OpenWindow:
         self.leaves = leaves
         self.moments = moments
         self.notices: list[str] = []
-        self.dropped = 0
         self.begin()
 
     def begin(self) -> None:
@@ -82,8 +81,11 @@ class OpenWindow:
         again = restarted & self.arrived
         if again and again == self.arrived & set(arrivals):
             # A step that the GradScaler skipped, or zero_grad: what came before is in no gradient any more.
-            self.dropped += 1
+            lost = len(self.steps)
             self.begin()
+            self.notices.append(
+                f"gradients were cleared before the optimizer stepped: {lost} micro-step{'s' * (lost != 1)} left out"
+            )
         else:
             for index in again:
                 self.problems[index] = "its .grad was cleared inside the window, while others were kept"
@@ -95,7 +97,8 @@ class OpenWindow:
         if orphan:
             for index in arrivals:
                 self.problems[index] = "a backward that belongs to no sample added to it (a penalty on the weights?)"
-        self.steps.extend(steps)
+        # A backward for the inputs alone (saliency) reaches no parameter: its samples are in no gradient.
+        self.steps.extend(step for step in steps if step.arrived)
         self.arrived |= set(arrivals)
         for index, arrival in arrivals.items():
             self._note_grad(self.leaves[index], arrival)

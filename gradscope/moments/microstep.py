@@ -86,6 +86,11 @@ class MicroStep:
             record = self.measured[leaf.index] = Measured()
         return record
 
+    @property
+    def arrived(self) -> bool:
+        """Whether anything reached a parameter."""
+        return any(record.arrival is not None for record in self.measured.values())
+
     def withhold(self, leaf: Leaf, reason: str, *, spoiled: bool = False) -> None:
         """No figures by a rule for this parameter in this micro-step, and why; the first reason stays."""
         record = self.of(leaf)
