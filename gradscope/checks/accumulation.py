@@ -64,6 +64,7 @@ def assert_accumulates(
         AccumulationFailure: the gradient is another; the message names the likely cause, ``.diagnosis`` is a ``Diagnosis``.
         InvalidArgumentError: batch, split or loss cannot be used.
     """
+    __tracebackhide__ = True
     found = diagnose(
         step, model, loss_fn, batch, split=split, windows=windows, optimizer=optimizer, scheduler=scheduler,
         scaler=scaler, rtol=rtol,

@@ -42,6 +42,7 @@ def assert_finite(model: nn.Module, loss_fn: LossFn, batch: Any) -> None:
         NonFiniteFailure: names the parameters, the samples and the first module; ``.diagnosis`` is a ``NonFinite``.
         InvalidArgumentError: no parameter requires a gradient, or the loss is no scalar.
     """
+    __tracebackhide__ = True
     with borrowed(model, batch, wide=False):
         layout, modules = Layout.of(model), _FirstNonFinite(model)
         loss = torch.tensor(float("nan"))

@@ -60,6 +60,7 @@ def assert_gradients(
         GradientFailure: a derivative is wrong; ``.diagnosis`` is a tuple of ``WrongGradient``.
         InvalidArgumentError: no parameter requires a gradient, or the loss is no scalar.
     """
+    __tracebackhide__ = True
     generator = torch.Generator().manual_seed(seed)
     with borrowed(model, batch) as ready:
         layout, state = Layout.of(model), torch.get_rng_state()

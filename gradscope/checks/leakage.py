@@ -52,6 +52,7 @@ def assert_no_leakage(model: nn.Module, batch: Any) -> None:
         LeakageFailure: an output depends on other samples; names the first module that mixes, ``.diagnosis`` is a ``Leakage``.
         InvalidArgumentError: fewer than two samples, or an output without one row per sample.
     """
+    __tracebackhide__ = True
     n = sample_count(batch)
     if n < 2:
         raise InvalidArgumentError("A batch of one sample cannot show whether samples mix: give at least two.")

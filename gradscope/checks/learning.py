@@ -43,6 +43,7 @@ def assert_every_parameter_learns(model: nn.Module, loss_fn: LossFn, batch: Any,
         IdleParameterFailure: ``.diagnosis`` is a tuple of ``IdleParameter``.
         InvalidArgumentError: no parameter requires a gradient, or a name in ``ignore`` does not exist.
     """
+    __tracebackhide__ = True
     for prefix in ignore:
         if not any(_under(name, prefix) for name, _ in model.named_parameters()):
             raise InvalidArgumentError(f"ignore={list(ignore)!r}: {prefix!r} is no parameter or module of the model.")

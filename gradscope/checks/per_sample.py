@@ -58,6 +58,7 @@ def assert_per_sample(
         PerSampleFailure: samples interact, or captured norms are wrong; ``.diagnosis`` is a tuple of ``CapturedWrongly``.
         InvalidArgumentError: the batch or the loss cannot be used.
     """
+    __tracebackhide__ = True
     wrong, count, report = _compared(model, loss_fn, batch, every_parameter, rtol)
     if wrong:
         raise PerSampleFailure(_message(wrong, count, report), wrong)
@@ -77,6 +78,7 @@ def assert_rule(layer: nn.Module, *inputs: Any, rtol: float | None = None, seed:
     Raises:
         RuleFailure: a parameter is not measured exactly, or not right; ``.diagnosis`` is a tuple of ``CapturedWrongly``.
     """
+    __tracebackhide__ = True
 
     def loss_fn(module: Any, batch: Any) -> Tensor:
         output = module(*batch)

@@ -63,6 +63,7 @@ def assert_unbiased(
         BiasFailure: ``.diagnosis`` is a ``Bias``.
         InvalidArgumentError: fewer than two samples, or a size that is not between 1 and ``N``.
     """
+    __tracebackhide__ = True
     n = sample_count(dataset)
     chosen = sorted(set(sizes if sizes is not None else (1, min(2, n), max(1, n // 2), n)))
     if n < 2 or not chosen or chosen[0] < 1 or chosen[-1] > n:

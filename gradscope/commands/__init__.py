@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from gradscope.commands.check import CHECK
 from gradscope.commands.command import Command
 from gradscope.commands.demo import DEMO
 from gradscope.commands.doctor import DOCTOR
@@ -20,6 +21,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "demo": DEMO,
         "report": REPORT,
         "top": TOP,
+        "check": CHECK,
         "doctor": DOCTOR,
     }
 )
