@@ -265,7 +265,7 @@ class Scope:
                 if problem:
                     self._open.notices.append(problem)
             self._recorder.same_samples = None
-            self._recorder.guarding = False
+            self._recorder.guarding &= step.samples == 1
         orphan = not backward.forwards and bool(backward.arrivals)
         self._open.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
 

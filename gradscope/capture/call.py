@@ -114,7 +114,8 @@ class Call:
 
     def without_samples(self, output: Tensor) -> bool | None:
         """Whether the output has no batch dimension; None where its sizes leave that open."""
-        if isinstance(self.plan.layouts.known(self.key), NoSamples):
+        known = self.plan.layouts.known(self.key)
+        if isinstance(known, NoSamples) and not known.mixed:
             return True
         lead, n = output.shape[: self._lead(output)], self.forward.samples
         if n in lead or lead.numel() % n == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -36,6 +37,7 @@ class Forward:
         recomputed: calls to be recomputed, until the forward ends.
         made: per call, its output's node, its inputs' nodes and its parameters, until the forward ends.
         uncovered: per parameter index, why one of its uses cannot be described.
+        seen: weak references to outputs, whose retained gradients the inner backward must not touch.
         frontier: the autograd node and output number of the last call with a batch dimension, until the forward ends.
         distinct: whether the tags tell every sample from every other (random signs do not).
         wants_tags: whether some call's layout is not known yet.
@@ -57,6 +59,7 @@ class Forward:
         "recomputed",
         "root",
         "samples",
+        "seen",
         "signed",
         "step",
         "tag_error",
@@ -85,6 +88,7 @@ class Forward:
         self.unbatched: list[tuple[Call, Tensor, bool]] = []
         self.recomputed: list[RecomputedCall] = []
         self.made: list[tuple[Any, list[Any], list[int]]] = []
+        self.seen: list[weakref.ref[Tensor]] = []
         self.uncovered: dict[int, str] = {}
         self.frontier: tuple[Any, int] | None = None
         self.wants_tags = False

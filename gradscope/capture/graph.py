@@ -90,7 +90,10 @@ class Graph:
         seen: set[tuple[Any, int]] = set()
         while stack:
             source, source_nr, own, depth, transposed = stack.pop()
-            for node, operand in self.consumers.get(source, ()):
+            consumers = self.consumers.get(source, ())
+            if depth and not consumers:
+                return "it reaches the output without meeting the samples in an operator that is known"
+            for node, operand in consumers:
                 if (node, operand) in owned or node.next_functions[operand][1] != source_nr or (node, operand) in seen:
                     continue
                 seen.add((node, operand))
@@ -99,7 +102,7 @@ class Graph:
                 operator = find_operator(kind)
                 known = operator is not None and operand in operator.operands
                 dim = _meets(kind, operand, own, outputs[0], samples, self.batch_dim) if known else None
-                if operator is not None and dim is not None:
+                if operator is not None and dim is not None and not self._once(kind, node, outputs[0], samples):
                     maker = None if depth == 0 else source
                     rows = _rows(kind, operand, outputs[0], dim)
                     found.append(Meeting(node, operand, operator, maker, source_nr, own, dim, rows, transposed))
@@ -114,6 +117,10 @@ class Graph:
                 for number, size in enumerate(outputs):
                     stack.append((node, number, size, depth + 1, flat))
         return found if found else "nothing was seen using it"
+
+    def _once(self, kind: str, node: Any, out: torch.Size, samples: int) -> bool:
+        """Whether an operator whose rows might be samples in fact ran once for all of them."""
+        return (kind in _PRODUCTS or kind in _BY_ROW) and self.shared_by_samples(node, out, samples)
 
     def shared_by_samples(self, start: Any, shape: torch.Size, samples: int) -> bool:
         """Whether everything that consumes a tensor broadcasts it over the samples: a table of positions, say."""

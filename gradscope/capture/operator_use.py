@@ -110,7 +110,7 @@ class OperatorUse:
         known = memory.known((*self.key, count, n))
         if known is not None:
             return known
-        return BatchDim(0) if count == n else NoSamples(mixed=False)
+        return BatchDim(0) if count == n else NoSamples(mixed=True)
 
     def _at_target(self, contribution: Contribution) -> dict[str, Contribution]:
         """Contributions to the operand as contributions to the parameters."""
@@ -153,10 +153,14 @@ class OperatorUse:
             step.add(leaf, described[name], rule, uses=uses, last=not self.recorder.more_backwards(), dtype=dtype)
             step.of(leaf).assumed |= assumed
 
-    def _withhold(self, reason: str) -> None:
+    def _withhold(self, reason: str, *, spoiled: bool = False) -> None:
         for leaf in self.leaves.values():
             if self.forward.step is not None:
-                self.forward.step.withhold(leaf, reason)
+                self.forward.step.withhold(leaf, reason, spoiled=spoiled)
+
+    @property
+    def _target_name(self) -> str:
+        return self.target.info.name if isinstance(self.target, Leaf) else self.target.plan.name
 
 
 #: While gradients are pulled back, every hook of ours looks away.

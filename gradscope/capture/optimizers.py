@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,12 +94,17 @@ class StepWatch:
 
 
 def scaler_on_the_stack() -> Any:
-    """The GradScaler that is stepping the optimizer right now, if one is; it is found among the callers."""
+    """The GradScaler that is stepping the optimizer right now, if one is; it is found among the callers.
+
+    Only a frame of its own code is read: reading another frame's locals would keep them alive.
+    """
+    code = inspect.getsourcefile(torch.amp.GradScaler)
     frame = sys._getframe(1)
-    for _ in range(16):
-        found = frame.f_locals.get("self")
-        if isinstance(found, torch.amp.GradScaler):
-            return found
+    for _ in range(24):
+        if frame.f_code.co_filename == code:
+            found = frame.f_locals.get("self")
+            if isinstance(found, torch.amp.GradScaler):
+                return found
         if frame.f_back is None:
             return None
         frame = frame.f_back

@@ -142,18 +142,21 @@ class Recorder:
         forward = self._current_forward(args, kwargs, in_backward)
         if forward is None:
             return None
+        forward.seen.extend(weakref.ref(tensor) for tensor in tensors)
         dim = self.options.batch_dim
         if tensors[0].dim() > dim and tensors[0].shape[dim] == forward.samples and tensors[0].grad_fn is not None:
             forward.frontier = (tensors[0].grad_fn, tensors[0].output_nr)
+        if forward.samples == 1:
+            # All that arrives at a parameter is the only sample's.
+            return None
         described = (plan.rule is not None and len(tensors) == 1) or (plan.recompute and not plan.by_operators)
         if not described:
             return None
         if not in_backward:
             for leaf in leaves:
                 forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
-            if self.guarding or self.functional:
-                inputs = [tensor.grad_fn for tensor in tensors_in((args, kwargs))]
-                forward.made.append((tensors[0].grad_fn, inputs, [leaf.index for leaf in leaves]))
+            inputs = [tensor.grad_fn for tensor in tensors_in((args, kwargs))]
+            forward.made.append((tensors[0].grad_fn, inputs, [leaf.index for leaf in leaves]))
         if plan.rule is not None:
             self._hook_call(plan, forward, as_positional(plan.module, args, kwargs), tensors[0])
             return None
@@ -200,6 +203,7 @@ class Recorder:
             return
         dim = self.options.batch_dim
         outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.grad_fn is not None]
+        forward.seen.extend(weakref.ref(tensor) for tensor in outputs)
         for tensor in outputs:
             where = next((d for d in (dim, 0) if d < tensor.dim() and tensor.shape[d] == forward.samples), None)
             if where is not None:
@@ -211,7 +215,8 @@ class Recorder:
             hook = OutputHook(self, forward, 0, number, dim)
             forward.outputs = 1
             node.register_prehook(Hook(self.shielded(hook.on_node), self))
-        hook_operators(self, forward, outputs)
+        if forward.samples > 1:
+            hook_operators(self, forward, outputs)
         forward.let_go()
 
     # -- backward -----------------------------------------------------------------------------------------------------
@@ -262,6 +267,8 @@ class Recorder:
 
     def wants_tags(self, forward: Forward) -> bool:
         """Whether this backward needs an inner one."""
+        if forward.samples == 1:
+            return False
         return self.guarding or forward.wants_tags or bool(self.estimated)
 
     def tagged_leaves(self, forward: Forward) -> list[Leaf]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,7 +97,7 @@ class OutputHook:
         node: Any = torch._C._current_autograd_node()
         recorder.tagging = forward
         try:
-            with user_hooks_lifted(leaves):
+            with user_hooks_lifted(leaves), retained_grads_kept(forward):
                 found = torch.autograd.grad(
                     [GradientEdge(node, self.output_nr)],
                     [leaf.parameter for leaf in leaves],
@@ -136,6 +137,18 @@ def settle_signed(forward: Forward, leaves: Sequence[Leaf]) -> None:
             record.signed_probe = leaf.probe.of(signed)
     step.signs = forward.tags
     forward.signed.clear()
+
+
+@contextmanager
+def retained_grads_kept(forward: Forward) -> Iterator[None]:
+    """``retain_grad()`` adds up whatever passes; what the inner backward passes is not the user's."""
+    outputs = [tensor for tensor in (ref() for ref in forward.seen) if tensor is not None and tensor.retains_grad]
+    grads = [tensor.grad for tensor in outputs]
+    try:
+        yield
+    finally:
+        for tensor, grad in zip(outputs, grads, strict=True):
+            tensor.grad = grad
 
 
 def register_first(tensor: Tensor, hook: Callable[..., Any]) -> None:
