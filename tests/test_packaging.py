@@ -21,7 +21,9 @@ def _modules_after(statement):
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import gradscope", "import gradscope.cli; gradscope.cli.parser()"])
+@pytest.mark.parametrize(
+    "statement", ["import gradscope", "import gradscope.cli; gradscope.cli.parser()", "import gradscope.pytest_plugin"]
+)
 def test_importing_costs_neither_torch_nor_rich(statement):
     assert _modules_after(statement).isdisjoint({"torch", "numpy", "rich"})
 
