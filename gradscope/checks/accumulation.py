@@ -26,6 +26,12 @@ from gradscope.errors import InvalidArgumentError
 from gradscope.reference import sample_count
 
 _CALMER = ("as is", "no dropout", "eval")
+_RANDOM = Diagnosis(
+    "random",
+    evidence=("the gradient of loss_fn over the same batch changes with the random state, even in eval mode.",),
+    remedy=REMEDIES["random"],
+    error=float("nan"),
+)
 
 
 def assert_accumulates(
@@ -98,9 +104,10 @@ def diagnose(
     trial = Trial(step, model, loss_fn, batch, companions, rtol)
     under = _widest(trial, samples)
     trial.adopt_modes(trial.traced((samples,), 1, under)[0][0])
-    under = _comparable(trial, under)
-    if isinstance(under, Diagnosis):
-        return under
+    comparable = _comparable(trial, under)
+    if comparable is None:
+        return _RANDOM
+    under = comparable
     steps = _steps(trial, samples, under)
     windows = windows or (2 if steps else 1)
     room = samples // windows if samples // windows >= 3 else samples
@@ -120,18 +127,13 @@ def _widest(trial: Trial, samples: int) -> Conditions:
     return Conditions(wide=True)
 
 
-def _comparable(trial: Trial, under: Conditions) -> Conditions | Diagnosis:
-    """Conditions under which two runs give the same gradient, or the diagnosis that there are none."""
+def _comparable(trial: Trial, under: Conditions) -> Conditions | None:
+    """Conditions under which two runs of the loss give the same gradient, or None."""
     for calm in _CALMER:
         under = replace(under, calm=calm)
         if not trial.is_random(under):
             return under
-    return Diagnosis(
-        "random",
-        evidence=("the gradient of loss_fn over the same batch changes with the random state, even in eval mode.",),
-        remedy=REMEDIES["random"],
-        error=float("nan"),
-    )
+    return None
 
 
 def _steps(trial: Trial, samples: int, under: Conditions) -> bool:

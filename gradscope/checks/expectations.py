@@ -78,7 +78,7 @@ def _finite(report: Report, wanted: bool) -> str:
 
 def _coverage(report: Report, least: str | float) -> str:
     if isinstance(least, str):
-        allowed = STATUSES[: STATUSES.index(least) + 1]  # type: ignore[arg-type]
+        allowed = STATUSES[: STATUSES.index(least) + 1]
         short = {name: c for name, c in report.coverage.items() if c.status not in (*allowed, "frozen", "no gradient")}
         lines = [f"    {name}: {c.status}{f' ({c.reason})' if c.reason else ''}" for name, c in list(short.items())[:8]]
         return "\n".join([f"  coverage={least!r}: {len(short)} parameters have less:", *lines]) if short else ""

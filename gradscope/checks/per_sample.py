@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as tree
 
 from gradscope.checks.borrowed import borrowed, can_widen
 from gradscope.checks.failures import PerSampleFailure, RuleFailure
@@ -81,7 +82,7 @@ def assert_rule(layer: nn.Module, *inputs: Any, rtol: float | None = None, seed:
     __tracebackhide__ = True
 
     def loss_fn(module: Any, batch: Any) -> Tensor:
-        output = module(*batch)
+        output = next(t for t in tree.tree_leaves(module(*batch)) if isinstance(t, Tensor) and t.requires_grad)
         generator = torch.Generator().manual_seed(seed)
         weights = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
         loss: Tensor = (output * weights).sum() / output.shape[0]
