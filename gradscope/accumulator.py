@@ -111,7 +111,7 @@ class OpenWindow:
                 self.problems[leaf.index] = "its .grad is gone after backward (an optimizer that steps inside it?)"
             self.grad_sq[leaf.index] = arrival.squared_norm
             if self.moments and arrival.fresh is not None:
-                self.grads[leaf.index] = arrival.fresh
+                self.grads[leaf.index] = _dense(arrival.fresh)
             return
         leaf.version = grad._version
         if leaf.baseline is not None:
@@ -119,8 +119,7 @@ class OpenWindow:
         exact = first and arrival.times == 1 and leaf.baseline is None and grad.dtype == arrival.dtype
         self.grad_sq[leaf.index] = arrival.squared_norm if exact else squared_norm(grad.detach())
         if self.moments:
-            # Elementwise figures are dense, also where the gradient (of an embedding, say) is not.
-            self.grads[leaf.index] = grad.detach().to_dense() if grad.is_sparse else grad.detach().clone()
+            self.grads[leaf.index] = _dense(grad.detach()).clone()
 
     # -- closing ------------------------------------------------------------------------------------------------------
 
@@ -243,7 +242,7 @@ class OpenWindow:
                 continue
             moment = record.second_moment
             if moment is None and step.samples == 1 and record.arrival.fresh is not None:
-                moment = record.arrival.fresh.abs().square()
+                moment = _dense(record.arrival.fresh).abs().square()
             if moment is None:
                 return None, None
             total = moment if total is None else total + moment
@@ -251,3 +250,8 @@ class OpenWindow:
             return None, None
         samples = sum(step.samples for step in self.steps)
         return elementwise_moments(grad / scale, total / (scale * scale), v2, samples)
+
+
+def _dense(grad: Tensor) -> Tensor:
+    """The gradient in full: elementwise figures are dense, also where the gradient (of an embedding, say) is not."""
+    return grad.to_dense() if grad.is_sparse else grad

@@ -64,7 +64,6 @@ def test_after_close_no_hook_and_no_attribute_is_left(problem):
     assert belongings(model, optimizer) == before
 
 
-@pytest.mark.xfail(reason="the search for a GradScaler keeps the locals of the frames that it passes", strict=True)
 def test_after_close_scope_and_recorder_die_with_their_last_reference():
     model = simple()
     optimizer = sgd(model)
@@ -77,7 +76,6 @@ def test_after_close_scope_and_recorder_die_with_their_last_reference():
     assert [ref() for ref in dead] == [None, None]
 
 
-@pytest.mark.xfail(reason="the search for a GradScaler keeps the locals of the frames that it passes", strict=True)
 def test_a_watched_model_that_is_dropped_is_collected():
     model = simple()
     optimizer = sgd(model)
@@ -340,7 +338,7 @@ def test_a_state_of_another_model_is_refused():
     with gradscope.watch(model, sgd(model)) as scope:
         state = scope.state_dict()
     with gradscope.watch(other, sgd(other)) as scope:
-        with pytest.raises(gradscope.errors.StateMismatchError, match="2 parameters|not the 2"):
+        with pytest.raises(gradscope.errors.StateMismatchError, match="not the 2"):
             scope.load_state_dict(state)
         with pytest.raises(gradscope.errors.StateMismatchError, match="not what"):
             scope.load_state_dict({"some": "dictionary"})

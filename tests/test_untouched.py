@@ -177,7 +177,6 @@ def test_the_users_hooks_on_outputs_see_what_they_saw():
     assert_bitwise(observed(True, spy_on_outputs), observed(False, spy_on_outputs))
 
 
-@pytest.mark.xfail(reason="an inner backward over the same graph adds to retained gradients", strict=True)
 def test_retained_gradients_are_what_they_were():
     assert_bitwise(observed(True, spy_on_retained), observed(False, spy_on_retained))
 
