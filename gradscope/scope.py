@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TextIO
 
 from torch import Tensor
@@ -226,7 +227,7 @@ class Scope:
             return
         self._closed = True
         self._watch.close()
-        self._recorder.detach()
+        self._recorder.leave()
         for writer in self._writers:
             writer.close()
 
@@ -259,13 +260,14 @@ class Scope:
     def _take(self, backward: Backward, steps: list[MicroStep]) -> None:
         """A backward is over."""
         for step in steps:
-            if self._annotation is not None:
+            if self._annotation is not None and step.arrived:
                 problem = self._annotation.apply(step)
                 self._annotation = None
                 if problem:
                     self._open.notices.append(problem)
             self._recorder.same_samples = None
-            self._recorder.guarding &= step.samples == 1
+            if step.samples > 1:
+                self._recorder.guarding, self._recorder.calibrated = False, True
         orphan = not backward.forwards and bool(backward.arrivals)
         self._open.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
 
@@ -322,23 +324,25 @@ class Scope:
 
     def _publish(self, window: Window, overhead: float) -> None:
         for writer in self._writers:
-            self._safely(lambda writer=writer: writer.write(window, overhead=overhead))
+            self._safely(partial(writer.write, window, overhead=overhead))
         if self._streams:
             line = reporter.log_line(self.report())
             for stream in self._streams:
-                self._safely(lambda stream=stream: print(line, file=stream, flush=True))
+                self._safely(partial(print, line, file=stream, flush=True))
 
     def _refresh(self) -> None:
         """Look again: parameters may have been added, replaced, frozen or unfrozen."""
         if signature(self._model) == self._signature:
             return
-        self._recorder.detach()
+        self._recorder.leave()
         self._build()
+        for writer in self._writers:
+            self._safely(partial(writer.declare, self._infos))
 
     def _switch(self) -> None:
         """Hooks are on in windows that are measured, and off in all others."""
         if self._measuring:
-            self._recorder.guarding = self._measured % self._options.guard_every == 0
+            self._recorder.guarding = not self._recorder.calibrated or self._measured % self._options.guard_every == 0
             self._recorder.attach()
         else:
             self._recorder.detach()

@@ -26,12 +26,13 @@ class Backward:
         task: autograd's number of it.
     """
 
-    __slots__ = ("arrivals", "forwards", "restarted", "task", "touched")
+    __slots__ = ("added", "arrivals", "forwards", "restarted", "task", "touched")
 
     def __init__(self, task: int) -> None:
         self.task = task
         self.forwards: list[Forward] = []
         self.arrivals: dict[int, Arrival] = {}
+        self.added: set[int] = set()
         #: Parameters whose ``.grad`` was None before: for them a window begins.
         self.restarted: set[int] = set()
         #: Parameters whose ``.grad`` was changed by someone else since the window's last backward.
@@ -61,7 +62,22 @@ class Backward:
         elif leaf.version is None:
             leaf.baseline = before.detach().clone() if bool((before != 0).any()) else None
         elif before._version != leaf.version:
-            self.touched.add(leaf.index)
+            if bool((before != 0).any()):
+                self.touched.add(leaf.index)
+            else:
+                # zero_grad(set_to_none=False)
+                self.restarted.add(leaf.index)
+                leaf.baseline = None
+
+    def accumulated(self, leaf: Leaf) -> None:
+        """Note that what arrived was added to ``.grad``; ``autograd.grad`` passes the hooks but adds nothing."""
+        self.added.add(leaf.index)
+
+    def drop_unused(self) -> None:
+        """Forget what was asked for and not accumulated."""
+        self.arrivals = {index: arrival for index, arrival in self.arrivals.items() if index in self.added}
+        self.restarted &= self.added
+        self.touched &= self.added
 
     def hold(self) -> None:
         """The graph is kept: what arrived belongs to a micro-step that goes on."""
@@ -90,6 +106,8 @@ def finish_forwards(
         same_samples: what the user said of several forwards in one backward; None if nothing.
     """
     live = [forward for forward in forwards if not forward.done and forward.step is not None]
+    # Backward reaches the last forward first; samples stand in the order in which the model read them.
+    live.sort(key=lambda forward: forward.number)
     for forward in forwards:
         forward.done = True
     if not live:

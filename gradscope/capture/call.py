@@ -113,14 +113,12 @@ class Call:
         return {name: leaf for name, leaf in self.plan.leaves.items() if leaf.wanted}
 
     def without_samples(self, output: Tensor) -> bool | None:
-        """Whether the output has no batch dimension; None where its sizes leave that open."""
+        """Whether the output has no batch dimension; None where only the graph can tell."""
         known = self.plan.layouts.known(self.key)
         if isinstance(known, NoSamples) and not known.mixed:
             return True
-        lead, n = output.shape[: self._lead(output)], self.forward.samples
-        if n in lead or lead.numel() % n == 0:
-            return None if len(lead) <= 2 and self.rule.rows == "leading" else False
-        return True
+        few = self._lead(output) <= 2 and self.rule.rows == "leading"
+        return None if few else False
 
     def runs_once(self) -> None:
         """The graph shows that the output is shared by all samples."""
@@ -181,8 +179,7 @@ class Call:
         if tags is not None and tagged is not None and probe is not None and self.forward.distinct:
             plain = probe(grad)
             layout = find_layout(plain, tagged, tags, lead, candidates, grad.dtype)
-            every_row = bool((plain.abs().sum(1) > 0).all())
-            self.plan.layouts.remember(self.key, layout, every_row)
+            self.plan.layouts.learn(self.key, layout, plain)
             return layout
         known = self.plan.layouts.known(self.key)
         if isinstance(known, NoSamples) or (isinstance(known, Rows) and known.sample_of_row.numel() == lead.numel()):

@@ -28,6 +28,8 @@ class Forward:
         calls: per layer, how many of its calls were recorded.
         step: figures, from the first hook of the first backward on.
         waiting: calls whose gradients wait for the micro-step's last backward (``retain_graph``).
+        number: how many forwards there were before.
+        starts_at: the output from which the inner backward that is running started.
         tags: what each sample's gradient at the output was multiplied with in the inner backward, float64 ``[n]``.
         signed: per parameter index, ``Σ rᵢhᵢ`` while outputs still add to it.
         outputs: number of outputs with a hook.
@@ -55,11 +57,13 @@ class Forward:
         "made",
         "mixed",
         "mixing",
+        "number",
         "outputs",
         "recomputed",
         "root",
         "samples",
         "seen",
+        "starts_at",
         "signed",
         "step",
         "tag_error",
@@ -72,8 +76,10 @@ class Forward:
         "wants_tags",
     )  # fmt: skip
 
-    def __init__(self, samples: int, root: bool) -> None:
+    def __init__(self, samples: int, root: bool, number: int = 0) -> None:
         self.samples = samples
+        self.number = number
+        self.starts_at: int | None = None
         self.root = root
         self.arrivals: dict[int, Arrival] = {}
         self.uses: dict[int, int] = {}

@@ -28,8 +28,8 @@ class Meeting:
         source: node that made the operand; None where that is the parameter's own.
         source_nr: which output of it.
         shape: the operand's.
-        dim: the output's dimension that the operand was broadcast along; 0 where nothing was broadcast.
-        rows: how many rows the output has.
+        dims: the output's dimensions that may hold the samples; (0,) where nothing was broadcast.
+        lead: sizes of the output along them.
         transposed: the operand is the parameter transposed, and nothing else lies between.
     """
 
@@ -39,8 +39,8 @@ class Meeting:
     source: Any
     source_nr: int
     shape: torch.Size
-    dim: int
-    rows: int
+    dims: tuple[int, ...]
+    lead: torch.Size
     transposed: bool
 
     def without_node(self) -> Meeting:
@@ -101,11 +101,11 @@ class Graph:
                 outputs = [torch.Size(meta.shape) for meta in node._input_metadata]
                 operator = find_operator(kind)
                 known = operator is not None and operand in operator.operands
-                dim = _meets(kind, operand, own, outputs[0], samples, self.batch_dim) if known else None
-                if operator is not None and dim is not None and not self._once(kind, node, outputs[0], samples):
+                dims = _meets(kind, operand, own, outputs[0], samples, self.batch_dim) if known else ()
+                if operator is not None and dims and not self._once(kind, node, outputs[0], samples):
                     maker = None if depth == 0 else source
-                    rows = _rows(kind, operand, outputs[0], dim)
-                    found.append(Meeting(node, operand, operator, maker, source_nr, own, dim, rows, transposed))
+                    lead = torch.Size(_rows(kind, operand, outputs[0], dim) for dim in dims)
+                    found.append(Meeting(node, operand, operator, maker, source_nr, own, dims, lead, transposed))
                     continue
                 if depth >= LONGEST_CHAIN:
                     return f"it passes through more than {LONGEST_CHAIN} operators"
@@ -134,10 +134,11 @@ class Graph:
                 kind, out = node.name(), torch.Size(node._input_metadata[0].shape)
                 operator = find_operator(kind)
                 if operator is not None and kind not in _PRODUCTS + _BY_ROW and operand in operator.operands:
-                    dim = _meets(kind, operand, own, out, samples, self.batch_dim)
-                    if dim is not None and out[dim] == samples:
+                    dims = _meets(kind, operand, own, out, samples, self.batch_dim)
+                    if dims and out[dims[0]] == samples:
                         continue
-                if out != own:
+                inputs = sum(source is not None for source, _ in node.next_functions)
+                if out != own and (inputs != 1 or out.numel() > own.numel() or kind in _PRODUCTS + _BY_ROW):
                     return False
                 stack.append((node, out, depth + 1))
         return True
@@ -147,20 +148,19 @@ _PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0")
 _BY_ROW = ("EmbeddingBackward0", "IndexBackward0", "ConvolutionBackward0")
 
 
-def _meets(kind: str, operand: int, own: torch.Size, out: torch.Size, samples: int, batch_dim: int) -> int | None:
-    """The dimension of the operator's output that samples lie along while the operand has none; None if there is none.
+def _meets(kind: str, operand: int, own: torch.Size, out: torch.Size, samples: int, batch_dim: int) -> tuple[int, ...]:
+    """The dimensions of the operator's output that samples may lie along while the operand has none, best guess first.
 
     A guess from shapes: the tags say which row is whose, and the sums whether all of them were seen.
     """
     if kind in _PRODUCTS or kind in _BY_ROW:
         if not out or (kind == "BmmBackward0" and out[0] != 1):
-            return None
-        return 0 if _rows(kind, operand, out, 0) % samples == 0 else None
+            return ()
+        return (0,) if _rows(kind, operand, out, 0) % samples == 0 else ()
     aligned = (1,) * (len(out) - len(own)) + tuple(own)
-    for dim in dict.fromkeys((batch_dim, 0, 1)):
-        if dim < len(out) and (out[dim] != 1 or samples == 1) and aligned[dim] == 1 and out[dim] % samples == 0:
-            return dim
-    return None
+    dims = [dim for dim in dict.fromkeys((batch_dim, 0, 1)) if dim < len(out) and out[dim] != 1 and aligned[dim] == 1]
+    exact = tuple(dim for dim in dims if out[dim] == samples)
+    return exact or tuple(dim for dim in dims if out[dim] % samples == 0)
 
 
 def _rows(kind: str, operand: int, out: torch.Size, dim: int) -> int:

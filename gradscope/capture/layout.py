@@ -84,6 +84,10 @@ def find_layout(
         dtype: of the gradient, for the tolerance.
     """
     n = tags.shape[0]
+    finite = (plain.isfinite() & tagged.isfinite()).all(1, keepdim=True)
+    if not bool(finite.all()):
+        # A sample that overflowed says nothing about the others' places.
+        plain, tagged = plain.where(finite, torch.zeros_like(plain)), tagged.where(finite, torch.zeros_like(tagged))
     size = plain.abs().square().sum(1).sqrt()
     allowed = TOLERANCE.get(dtype, 1e-2) * (size + size.square().mean().sqrt()) * tags.abs().max()
     for dim in candidates:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from gradscope.capture.layout import Layout, Rows
 
 Key = tuple[object, ...]
@@ -21,6 +23,12 @@ class LayoutMemory:
     def known(self, key: Key) -> Layout | None:
         """The layout of calls of this kind, or None."""
         return self._known.get(key)
+
+    def learn(self, key: Key, layout: Layout, rows: Tensor) -> None:
+        """Note a layout measured on rows' numbers ``[R, k]``; a gradient that is not finite teaches nothing."""
+        size = rows.abs().sum(1)
+        if bool(size.isfinite().all()):
+            self.remember(key, layout, bool((size > 0).all()))
 
     def remember(self, key: Key, layout: Layout, every_row_seen: bool) -> None:
         """Note a measured layout."""

@@ -74,11 +74,11 @@ class OperatorUse:
             )
 
     def _rows(self, grad: Tensor) -> Tensor:
-        return self.meeting.operator.rows(grad, self.meeting.operand, self.meeting.dim)
+        return self.meeting.operator.rows(grad, self.meeting.operand, self.meeting.dims)
 
     def _see_tags(self, rows: Tensor) -> None:
         if self.row_probe is None:
-            self.row_probe = RowProbe(rows.shape, 1, rows, self.recorder.generator)
+            self.row_probe = RowProbe(rows.shape, len(self.meeting.dims), rows, self.recorder.generator)
         seen = self.row_probe(rows)
         self.tagged = seen if self.tagged is None else self.tagged + seen
 
@@ -90,27 +90,38 @@ class OperatorUse:
             )
             return
         node: Any = torch._C._current_autograd_node()
+        dim, sample_of_row = self._rows_along(layout)
         with torch.no_grad():
             meeting = self.meeting
-            rows = meeting.operator.describe(node, meeting.operand, grad.detach(), meeting.shape, meeting.dim)
-        contribution = rows.regroup(layout.sample_of_row, self.forward.samples) if isinstance(layout, Rows) else rows
+            rows = meeting.operator.describe(node, meeting.operand, grad.detach(), meeting.shape, dim)
+        contribution = rows if sample_of_row is None else rows.regroup(sample_of_row, self.forward.samples)
         self._deliver(self._at_target(contribution), grad.dtype, isinstance(layout, BatchDim) and not layout.measured)
 
+    def _rows_along(self, layout: BatchDim | Rows) -> tuple[int, Tensor | None]:
+        """The one dimension of the output that tells samples apart, and whose row is whose along it."""
+        if isinstance(layout, BatchDim):
+            return self.meeting.dims[layout.dim], None
+        table = layout.sample_of_row.reshape(self.meeting.lead)
+        for k, dim in enumerate(self.meeting.dims):
+            front = table.movedim(k, 0).reshape(table.shape[k], -1)
+            if bool((front == front[:, :1]).all()):
+                return dim, front[:, 0]
+        raise ValueError("samples are spread over several dimensions of its output")
+
     def _layout(self, rows: Tensor) -> Layout:
-        count, n, memory = rows.shape[0], self.forward.samples, self.recorder.layouts
+        lead, n, memory = self.meeting.lead, self.forward.samples, self.recorder.layouts
+        candidates = [k for k, size in enumerate(lead) if size == n]
         tags, tagged, probe = self.forward.tags, self.tagged, self.row_probe
         self.tagged = self.row_probe = None
-        if n == 1:
-            return Rows(torch.zeros(count, dtype=torch.long, device=rows.device))
         if tags is not None and tagged is not None and probe is not None and self.forward.distinct:
             plain = probe(rows)
-            layout = find_layout(plain, tagged, tags, torch.Size([count]), [0] if count == n else [], rows.dtype)
-            memory.remember((*self.key, count, n), layout, bool((plain.abs().sum(1) > 0).all()))
+            layout = find_layout(plain, tagged, tags, lead, candidates, rows.dtype)
+            memory.learn((*self.key, lead, n), layout, plain)
             return layout
-        known = memory.known((*self.key, count, n))
+        known = memory.known((*self.key, lead, n))
         if known is not None:
             return known
-        return BatchDim(0) if count == n else NoSamples(mixed=True)
+        return BatchDim(candidates[0]) if candidates else NoSamples(mixed=True)
 
     def _at_target(self, contribution: Contribution) -> dict[str, Contribution]:
         """Contributions to the operand as contributions to the parameters."""

@@ -65,34 +65,49 @@ class Recorder:
         self.layouts = LayoutMemory()
         self.functional: set[int] = set()
         self.same_samples: bool | None = None
+        self.calibrated = False
+        self._forwards = 0
         self._latest: weakref.ref[Forward] | None = None
         self._handles: list[Any] = []
+        self._presence: Any = None
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
         """Hang hooks on the model, its layers and its parameters."""
+        if self._presence is None:
+            hook = Hook(self.shielded(self._before_model), self)
+            self._presence = self.model.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
         if self._handles:
             return
         model = self.model
-        self._hang(model.register_forward_pre_hook, self._before_model, prepend=True, with_kwargs=True)
         for plan in self.plans:
             self._hang(plan.module.register_forward_hook, _PlanHook(self, plan), with_kwargs=True)
         self._hang(model.register_forward_hook, self._after_model, with_kwargs=True)
         for leaf in self.leaves:
             if leaf.wanted:
                 self._hang(leaf.parameter.register_hook, _LeafHook(self, leaf))
+                self._hang(leaf.parameter.register_post_accumulate_grad_hook, _AddedHook(self, leaf))
 
     def detach(self) -> None:
-        """Take all hooks off."""
+        """Take the hooks off, but for one on the model that shows that it is watched."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         for leaf in self.leaves:
-            if leaf.parameter._backward_hooks is not None and not leaf.parameter._backward_hooks:
-                leaf.parameter._backward_hooks = None
+            # torch keeps the empty dictionaries; without hooks there were none.
+            for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+                if not getattr(leaf.parameter, name, None):
+                    setattr(leaf.parameter, name, None)
         self.forward = self.backward = self.tagging = None
         self.kept.clear()
+
+    def leave(self) -> None:
+        """Take all hooks off."""
+        self.detach()
+        if self._presence is not None:
+            self._presence.remove()
+            self._presence = None
 
     def _hang(self, register: Callable[..., Any], function: Callable[..., Any], **options: Any) -> None:
         self._handles.append(register(Hook(self.shielded(function), self), **options))
@@ -118,7 +133,7 @@ class Recorder:
     # -- forward ------------------------------------------------------------------------------------------------------
 
     def _before_model(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch._C._current_graph_task_id() != -1:
+        if not self._handles or torch._C._current_graph_task_id() != -1:
             return
         self.backward = None
         self.forward = None
@@ -126,7 +141,8 @@ class Recorder:
             return
         samples = batch_size(args, kwargs, self.options.batch_dim)
         if samples:
-            self.forward = Forward(samples, root=True)
+            self._forwards += 1
+            self.forward = Forward(samples, root=True, number=self._forwards)
             # Weakly: what belongs to a graph goes when the graph goes.
             self._latest = weakref.ref(self.forward)
 
@@ -168,7 +184,8 @@ class Recorder:
         self.backward = None
         if self.forward is None or (not self.forward.root and self.forward.step is not None):
             samples = batch_size(args, kwargs, self.options.batch_dim)
-            self.forward = Forward(samples, root=False) if samples else None
+            self._forwards += 1
+            self.forward = Forward(samples, root=False, number=self._forwards) if samples else None
         return self.forward
 
     def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
@@ -291,6 +308,7 @@ class Recorder:
         backward, self.backward = self.backward, None
         if backward is None:
             return
+        backward.drop_unused()
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         steps: list[MicroStep] = []
         if keep:
@@ -343,6 +361,17 @@ class _LeafHook:
 
     def __call__(self, grad: Tensor) -> None:
         self.recorder.arrive(self.leaf, grad)
+
+
+class _AddedHook:
+    __slots__ = ("leaf", "recorder")
+
+    def __init__(self, recorder: Recorder, leaf: Leaf) -> None:
+        self.recorder, self.leaf = recorder, leaf
+
+    def __call__(self, parameter: Tensor) -> None:
+        if self.recorder.backward is not None:
+            self.recorder.backward.accumulated(self.leaf)
 
 
 class _Numbered:

@@ -62,7 +62,10 @@ class OutputHook:
         """The gradient of this output is here."""
         recorder, forward = self.recorder, self.forward
         if recorder.tagging is not None:
-            if recorder.tagging is forward and forward.tags is not None:
+            if forward.starts_at == self.which:
+                # The inner backward starts here: this is what it was given, not what came through others.
+                forward.starts_at = None
+            elif recorder.tagging is forward and forward.tags is not None:
                 # Reached through an output that comes after this one; untagged, that part is this much.
                 part = grad / self._along(forward.tags, grad)
                 before = forward.through.get(self.which)
@@ -96,6 +99,7 @@ class OutputHook:
             return
         node: Any = torch._C._current_autograd_node()
         recorder.tagging = forward
+        forward.starts_at = self.which
         try:
             with user_hooks_lifted(leaves), retained_grads_kept(forward):
                 found = torch.autograd.grad(
@@ -112,6 +116,7 @@ class OutputHook:
             return
         finally:
             recorder.tagging = None
+            forward.starts_at = None
         self._store(leaves, found)
         if forward.outputs == 1 and recorder.same_samples is None and not recorder.more_backwards():
             settle_signed(forward, recorder.leaves)

@@ -36,7 +36,6 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
         _look_for_functional_uses(recorder, forward, graph, shared if not looking else recorder.leaves)
     for call, output, certain in forward.unbatched:
         if certain or graph.shared_by_samples(output.grad_fn, output.shape, forward.samples):
-            call.runs_once()
             _hook_unbatched(recorder, forward, graph, call, output)
     for recomputed in forward.recomputed:
         _prefer_operators(recorder, forward, graph, recomputed)
@@ -97,6 +96,7 @@ def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Ca
     meetings = graph.meetings(node, output.shape, forward.samples, set())
     if isinstance(meetings, str):
         return
+    call.runs_once()
     call.by_operators = True
     for leaf in call.wanted().values():
         forward.uses[leaf.index] += len(meetings) - 1
@@ -107,6 +107,6 @@ def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Ca
 
 
 def _hang(recorder: Recorder, forward: Forward, use: OperatorUse, node: Any) -> None:
-    if recorder.layouts.known((*use.key, use.meeting.rows, forward.samples)) is None:
+    if recorder.layouts.known((*use.key, use.meeting.lead, forward.samples)) is None:
         forward.wants_tags = True
     node.register_prehook(Hook(recorder.shielded(use.on_node), recorder))

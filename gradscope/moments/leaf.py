@@ -30,7 +30,7 @@ class Arrival:
         self.probe = probe.of(grad)
         self.times = 1
         self.dtype = grad.dtype
-        self.fresh = grad.detach().clone() if keep else None
+        self.fresh = (grad.detach().to_dense() if grad.is_sparse else grad.detach().clone()) if keep else None
 
     def add(self, grad: Tensor, probe: Probe) -> None:
         """A further arrival in the same backward (a weight used inside and outside a reentrant checkpoint)."""

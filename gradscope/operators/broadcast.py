@@ -28,16 +28,16 @@ def summed_to(product: Tensor, shape: torch.Size, dim: int) -> Tensor:
     return product.movedim(dim, 0).reshape(product.shape[dim], *shape)
 
 
-def along_dimension(grad: Tensor, operand: int, dim: int) -> Tensor:
-    """Rows lie along the dimension that the operand was broadcast along."""
-    return grad.movedim(dim, 0)
+def along_dimensions(grad: Tensor, operand: int, dims: tuple[int, ...]) -> Tensor:
+    """Rows lie along dimensions that the operand was broadcast along."""
+    return grad.movedim(dims, tuple(range(len(dims))))
 
 
 def _broadcast(name: str, operands: tuple[int, ...], factor: Callable[[Any, int, Tensor], Tensor]) -> Operator:
     def describe(node: Any, operand: int, grad: Tensor, shape: torch.Size, dim: int) -> Dense:
         return Dense(summed_to(factor(node, operand, grad), shape, dim))
 
-    return Operator(name, operands, describe, along_dimension)
+    return Operator(name, operands, describe, along_dimensions)
 
 
 def _add(node: Any, operand: int, grad: Tensor) -> Tensor:
@@ -80,4 +80,4 @@ SUBTRACT = _broadcast("subtract", (0, 1), _subtract)
 MULTIPLY = _broadcast("multiply", (0, 1), _multiply)
 DIVIDE = _broadcast("divide", (0, 1), _divide)
 EXPAND = _broadcast("expand", (0,), _same)
-REPEAT = Operator("repeat", (0,), _repeat, along_dimension)
+REPEAT = Operator("repeat", (0,), _repeat, along_dimensions)

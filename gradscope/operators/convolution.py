@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.contributions import Contribution, Convolution, Dense
 from gradscope.contributions.convolution import Geometry
-from gradscope.operators.broadcast import along_dimension
+from gradscope.operators.broadcast import along_dimensions
 from gradscope.operators.operator import Operator
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -29,4 +29,4 @@ def _convolution(node: Any, operand: int, grad: Tensor, shape: torch.Size, dim: 
     return Convolution(inputs, grads, shape, geometry, _CONVOLVE[grad.dim() - 2])
 
 
-CONVOLUTION = Operator("convolution", (1, 2), _convolution, along_dimension)
+CONVOLUTION = Operator("convolution", (1, 2), _convolution, along_dimensions)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions import Scatter
-from gradscope.operators.broadcast import along_dimension
+from gradscope.operators.broadcast import along_dimensions
 from gradscope.operators.operator import Operator
 
 
@@ -32,5 +32,5 @@ def _index(node: Any, operand: int, grad: Tensor, shape: torch.Size, dim: int) -
     return Scatter(ids, grad.reshape(*ids.shape, -1), shape)
 
 
-EMBEDDING = Operator("embedding", (0,), _embedding, along_dimension)
-INDEX = Operator("index", (0,), _index, along_dimension)
+EMBEDDING = Operator("embedding", (0,), _embedding, along_dimensions)
+INDEX = Operator("index", (0,), _index, along_dimensions)

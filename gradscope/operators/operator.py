@@ -21,11 +21,11 @@ class Operator:
         operands: numbers of the operands that this describes.
         describe: ``(node, operand, grad, shape, dim) -> contributions`` of rows, where a row is one index along what ``rows``
             brings to the front; ``shape`` is the operand's. Reads ``node._saved_*``, which raises if they were modified.
-        rows: ``(grad, operand, dim) -> grad`` with its rows in front; ``dim`` is the dimension that the operand was broadcast
-            along, 0 for operators that do not broadcast.
+        rows: ``(grad, operand, dims) -> grad`` with the dimensions that may hold samples in front; ``dims`` are those that the
+            operand was broadcast along, (0,) for operators that do not broadcast.
     """
 
     name: str
     operands: tuple[int, ...]
     describe: Callable[[Any, int, Tensor, torch.Size, int], Contribution]
-    rows: Callable[[Tensor, int, int], Tensor]
+    rows: Callable[[Tensor, int, tuple[int, ...]], Tensor]

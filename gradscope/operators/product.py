@@ -11,7 +11,7 @@ from gradscope.contributions import Contribution, Dense, Outer
 from gradscope.operators.operator import Operator
 
 
-def _rows(grad: Tensor, operand: int, dim: int) -> Tensor:
+def _rows(grad: Tensor, operand: int, dims: tuple[int, ...]) -> Tensor:
     """Rows of the output, or its columns where the parameter is the first factor."""
     grad = _matrix(grad)
     return grad if operand != 0 else grad.T
@@ -38,7 +38,7 @@ def _product(node: Any, operand: int, grad: Tensor, shape: torch.Size, dim: int)
     return outer(_matrix(node._saved_mat2).T.conj().to(grad.dtype), grad.T, shape)
 
 
-def _addmm_rows(grad: Tensor, operand: int, dim: int) -> Tensor:
+def _addmm_rows(grad: Tensor, operand: int, dims: tuple[int, ...]) -> Tensor:
     return grad.T if operand == 1 else grad
 
 
