@@ -32,6 +32,7 @@ class Backward:
         self.task = task
         self.forwards: list[Forward] = []
         self.arrivals: dict[int, Arrival] = {}
+        #: Parameters to which something was added; ``autograd.grad`` passes the hooks but adds nothing.
         self.added: set[int] = set()
         #: Parameters whose ``.grad`` was None before: for them a window begins.
         self.restarted: set[int] = set()
@@ -68,10 +69,6 @@ class Backward:
                 # zero_grad(set_to_none=False)
                 self.restarted.add(leaf.index)
                 leaf.baseline = None
-
-    def accumulated(self, leaf: Leaf) -> None:
-        """Note that what arrived was added to ``.grad``; ``autograd.grad`` passes the hooks but adds nothing."""
-        self.added.add(leaf.index)
 
     def drop_unused(self) -> None:
         """Forget what was asked for and not accumulated."""

@@ -87,7 +87,8 @@ class Recorder:
         for leaf in self.leaves:
             if leaf.wanted:
                 self._hang(leaf.parameter.register_hook, _LeafHook(self, leaf))
-                self._hang(leaf.parameter.register_post_accumulate_grad_hook, _AddedHook(self, leaf))
+                added = Hook(_AddedHook(self, leaf.index), None)
+                self._handles.append(leaf.parameter.register_post_accumulate_grad_hook(added))
 
     def detach(self) -> None:
         """Take the hooks off, but for one on the model that shows that it is watched."""
@@ -364,14 +365,17 @@ class _LeafHook:
 
 
 class _AddedHook:
-    __slots__ = ("leaf", "recorder")
+    """Holds the recorder weakly: the collector does not look into hooks of this kind, so that a cycle would stay for ever."""
 
-    def __init__(self, recorder: Recorder, leaf: Leaf) -> None:
-        self.recorder, self.leaf = recorder, leaf
+    __slots__ = ("index", "recorder")
+
+    def __init__(self, recorder: Recorder, index: int) -> None:
+        self.recorder, self.index = weakref.ref(recorder), index
 
     def __call__(self, parameter: Tensor) -> None:
-        if self.recorder.backward is not None:
-            self.recorder.backward.accumulated(self.leaf)
+        recorder = self.recorder()
+        if recorder is not None and recorder.backward is not None:
+            recorder.backward.added.add(self.index)
 
 
 class _Numbered:
