@@ -152,7 +152,8 @@ def _verdict(trial: Trial, splits: list[Sizes], windows: int, under: Conditions)
     if any(w.interacts for w in judged) and under.calm != "eval":
         return _interacting(trial, splits, windows, under, judged)
     if not wrong:
-        return _schedule(judged) or _in_its_own_dtype(trial, splits, windows, under)
+        scheduled = _schedule(judged)
+        return described([scheduled]) if scheduled else _in_its_own_dtype(trial, splits, windows, under)
     findings = find_causes(judged)
     if not findings and _changes_with_seed(trial, splits[-1], under):
         evidence = "the step's gradient for the same micro-batches changes with the random state."
@@ -163,7 +164,8 @@ def _verdict(trial: Trial, splits: list[Sizes], windows: int, under: Conditions)
             findings = [Finding("samples interact", largest(wrong), evidence)]
         else:
             findings = [Finding("unknown", largest(wrong), "no known pattern fits what was seen.")]
-    return described(findings, under.calm)
+    scheduled = _schedule(judged)
+    return described(findings + ([scheduled] if scheduled else []), under.calm)
 
 
 def _interacting(trial: Trial, splits: list[Sizes], windows: int, under: Conditions, judged: list[Judged]) -> Diagnosis:
@@ -181,7 +183,7 @@ def _interacting(trial: Trial, splits: list[Sizes], windows: int, under: Conditi
     return described([Finding("samples interact", largest(wrong), evidence)], under.calm)
 
 
-def _schedule(judged: list[Judged]) -> Diagnosis | None:
+def _schedule(judged: list[Judged]) -> Finding | None:
     """A right gradient under a learning rate that moved on with every micro-batch."""
     for window in sorted(judged, key=lambda w: -len(w.sizes)):
         count, steps = len(window.sizes), max(1, len(window.trace.steps))
@@ -194,7 +196,7 @@ def _schedule(judged: list[Judged]) -> Diagnosis | None:
                 if too_often
                 else "the optimizer's learning rate changed between the backward passes of one window."
             )
-            return described([Finding("scheduler per micro-step", window, seen)])
+            return Finding("scheduler per micro-step", window, seen)
     return None
 
 

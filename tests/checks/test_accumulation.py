@@ -175,6 +175,26 @@ def test_two_causes_with_one_signature_are_both_said(batch):
     assert "averaged over ranks twice" in d.also
 
 
+@pytest.mark.parametrize("cause", ["missing zero_grad", "never unscaled", "regularizer per micro-step"])
+def test_a_loop_divided_by_k_has_its_worse_fault_named_first(batch, cause):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def penalty(model):
+        return model.weight.square().sum() if cause == "regularizer per micro-step" else 0.0
+
+    def step(model, micro_batches):
+        for b in micro_batches:
+            loss = mse(model, b) / len(micro_batches) * (512 if cause == "never unscaled" else 1)
+            (loss + penalty(model)).backward()
+        optimizer.step()
+        if cause != "missing zero_grad":
+            optimizer.zero_grad()
+
+    d = diagnose(step, model, lambda m, b: mse(m, b) + penalty(m), batch)
+    assert d.cause == cause
+
+
 def test_only_the_parameters_that_are_optimized_are_judged(batch):
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)

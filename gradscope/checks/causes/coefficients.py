@@ -33,7 +33,7 @@ def counted_wrongly(windows: Sequence[Judged]) -> Finding | None:
     """The first pattern that explains every window; others that do as well are named beside it."""
     known = [w for w in windows if w.ratios]
     wrong = [w for w in known if not w.right]
-    if not wrong or any(not w.right and not w.ratios for w in windows) or all(_all_one(w) for w in wrong):
+    if not wrong or any(not w.right and not w.ratios for w in windows) or any(_all_one(w) for w in wrong):
         return None
     matching = [(cause, text) for cause, test, text in _PATTERNS if test(known)]
     if not matching:
