@@ -45,7 +45,7 @@ def by_gram(inputs: Tensor, grads: Tensor) -> Tensor:
     ``(Σₜ ‖aₜ‖‖bₜ‖)²``.
     """
     n = inputs.shape[0]
-    grams = (inputs @ inputs.mH) * (grads @ grads.mH).conj()
+    grams = (inputs @ inputs.mH) * (grads @ grads.mH)
     squares = grams.real.reshape(n, -1).double().sum(1) if grams.is_complex() else grams.reshape(n, -1).double().sum(1)
     uncancelled = (inputs.norm(dim=3).double() * grads.norm(dim=3).double()).sum(2).square().sum(1)
     lost = ~(squares > CANCELLED[inputs.dtype] * uncancelled)

@@ -80,6 +80,17 @@ def shaken(norm: Module) -> Module:
     return norm
 
 
+class ComplexWide(Module):
+    """Few positions and many features, so that norms come from Gram matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(9, 8, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
 class RaggedBags(Module):
     """Bags of different size, one of them empty: sample i reads its first i ids."""
 
@@ -115,6 +126,8 @@ LAYERS = (
     dense("Linear without bias", lambda: between(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False)), 4),
     dense("Linear, wide: Gram norms", lambda: nn.Linear(20, 30), 2, 20, rules="linear"),
     Problem("Linear, complex", ComplexLinear, lambda: (torch.complex(normal(3), normal(3)),), rules=frozenset({"linear"})),
+    Problem("Linear, complex, middle dimension", ComplexWide, lambda: (torch.complex(normal(2, 9), normal(2, 9)),)),
+    dense("InstanceNorm without parameters", lambda: nn.Sequential(nn.Conv1d(2, 4, 2, bias=False), nn.InstanceNorm1d(4)), 2, 5),
     dense("Conv1d", lambda: between(nn.Conv1d(2, 3, 3), nn.Conv1d(3, 2, 2, padding=1)), 2, 7, rules="convolution"),
     dense("Conv2d", lambda: between(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 3, 3)), 2, 5, 6, rules="convolution"),
     dense("Conv3d", lambda: nn.Conv3d(2, 2, 2, padding=(1, 0, 1)), 2, 3, 4, 3, rules="convolution"),
