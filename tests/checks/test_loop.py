@@ -72,9 +72,14 @@ def test_what_is_wrong_is_named_from_inside_the_loop(loader, arguments, cause):
 def test_a_loop_that_never_steps_is_no_success(loader):
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(checks.AccumulationFailure, match="No window"), checks.loop(model, optimizer, mse) as check:
-        for b in check.batches(loader):
-            mse(model, b).backward()
+
+    def run():
+        with checks.loop(model, optimizer, mse) as check:
+            for b in check.batches(loader):
+                mse(model, b).backward()
+
+    with pytest.raises(checks.AccumulationFailure, match="No window"):
+        run()
 
 
 def test_dropout_is_refused_with_the_reason(loader):

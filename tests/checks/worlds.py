@@ -33,11 +33,11 @@ class World:
                 layers.insert(1, nn.BatchNorm1d(6))
             if self.kind == "dropout":
                 layers.insert(2, nn.Dropout(0.5))
-            if self.kind == "one parameter":
-                layers = [nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2, bias=False)]
             self.model = nn.Sequential(*layers)
             if self.kind == "one parameter":
                 self.model = Slope()
+            if self.kind in ZOO:
+                self.model = ZOO[self.kind]()
             x = torch.randn(self.samples, 5)
             self.batch = (x, torch.randn(self.samples, 2) + x[:, :2])
         self.model.to(self.dtype)
@@ -88,6 +88,59 @@ class Tagger(nn.Module):
 
     def forward(self, ids):
         return self.head(self.hidden(self.embedding(ids)).tanh())
+
+
+class Attention(nn.Module):
+    """Key biases have a gradient that is zero but for rounding; the raw parameter belongs to no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(5, 4))
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x.unsqueeze(-1) * self.position).mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(1, 4, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x.unsqueeze(-1))[0][:, -1])
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 5)
+        self.second = nn.Linear(5, 5)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())[:, :2]
+
+
+def convolution():
+    layers = nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 3, 3, padding=1), nn.GroupNorm(3, 3), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(15, 2))
+
+
+def weight_normed():
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(5, 6))
+    return nn.Sequential(first, nn.ReLU(inplace=True), nn.LayerNorm(6), nn.Linear(6, 2))
+
+
+ZOO = {
+    "attention": Attention,
+    "convolution": convolution,
+    "recurrent": Recurrent,
+    "tied": Tied,
+    "weight norm": weight_normed,
+}
 
 
 def norm_of(world):
