@@ -425,7 +425,6 @@ def test_beyond_the_budget_a_reused_parameter_is_estimated_and_the_cost_is_named
 # -- several backwards, several forwards -------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="an output takes its own earlier inner backward for a later output", strict=True)
 def test_two_losses_on_one_forward_are_one_micro_step():
     model, x = net(), samples()
     optimizer = sgd(model)
@@ -470,7 +469,6 @@ def test_two_forwards_of_the_same_samples_are_summed_per_sample():
     assert_total(report, [a + b for a, b in zip(first, second, strict=True)])
 
 
-@pytest.mark.xfail(reason="samples of several forwards come in the order of the backward", strict=True)
 def test_two_forwards_of_different_samples_are_twice_as_many_samples():
     report, first, second = two_forwards(False)
     assert report.samples == 12
@@ -513,7 +511,6 @@ def test_saliency_of_a_forward_of_its_own_adds_no_samples():
         assert_total(scope.last, found)
 
 
-@pytest.mark.xfail(reason="leaf hooks fire although nothing is accumulated", strict=True)
 @pytest.mark.parametrize("after", [False, True])
 def test_gradients_that_the_user_takes_by_autograd_grad_belong_to_no_window(after):
     model, x = net(), samples()
@@ -701,10 +698,7 @@ def test_the_scale_of_a_gradscaler_is_divided_out(passed, unscale):
 
 
 @pytest.mark.parametrize("passed", [True, False])
-@pytest.mark.parametrize(
-    "set_to_none",
-    [True, pytest.param(False, marks=pytest.mark.xfail(reason="cleared in place is taken for changed", strict=True))],
-)
+@pytest.mark.parametrize("set_to_none", [True, False])
 def test_a_step_that_the_scaler_skips_drops_its_window(passed, set_to_none):
     model, optimizer, scaler, scope = scaled_windows(passed)
     x = samples().float()
