@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from zoo import figures
 
 import gradscope
@@ -572,6 +573,73 @@ def test_evaluation_between_micro_steps_is_no_sample():
         optimizer.step()
         assert_total(scope.last, found)
         assert scope.last.samples == 6
+
+
+def test_a_gradient_penalty_is_measured_right_or_not_at_all():
+    """A double backward reaches the weights along a way that no layer's output sees."""
+    model, x = net(), samples()
+    optimizer = sgd(model)
+    with gradscope.watch(model, optimizer) as scope:
+        seen = x.clone().requires_grad_()
+        output = losses(model, seen)
+        (slope,) = torch.autograd.grad(output.sum(), seen, create_graph=True)
+        (output.mean() + slope.square().sum(1).mean()).backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        optimizer.step()
+        for name, coverage in scope.last.coverage.items():
+            assert coverage.status in ("mismatch", "not measured", "no gradient", "estimated"), (name, coverage)
+            assert coverage.reason
+    twin = net()
+    seen = x.clone().requires_grad_()
+    output = losses(twin, seen)
+    (slope,) = torch.autograd.grad(output.sum(), seen, create_graph=True)
+    (output.mean() + slope.square().sum(1).mean()).backward()
+    assert all(torch.equal(a, b.grad) for a, b in zip(grads, twin.parameters(), strict=True))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner, reentrant):
+        super().__init__()
+        self.inner, self.reentrant = inner, reentrant
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        x = checkpoint(self.inner[:2], x, use_reentrant=self.reentrant)
+        return self.inner[2](x)
+
+
+def test_activation_checkpoints_change_no_figure():
+    model, x = Checkpointed(net(), False), samples()
+    optimizer = sgd(model, lr=0.0)
+    expected = contributions(net(), x)
+    with gradscope.watch(model, optimizer, moments=True) as scope:
+        for _ in range(2):
+            for part in (x[:2], x[2:]):
+                backward(model, part, N)
+            optimizer.step()
+            optimizer.zero_grad()
+            assert_total(scope.last, expected)
+
+
+def test_reentrant_checkpoints_are_never_silently_wrong_and_end_no_run():
+    model, x = Checkpointed(net(), True), samples()
+    optimizer = sgd(model, lr=0.0)
+    expected = dict(zip(dict(net().named_parameters()), contributions(net(), x), strict=True))
+    with gradscope.watch(model, optimizer) as scope:
+        for _ in range(2):
+            backward(model, x)
+            grads = [p.grad.clone() for p in model.parameters()]
+            optimizer.step()
+            optimizer.zero_grad()
+            for name, coverage in scope.last.coverage.items():
+                if coverage.status == "exact":
+                    truth = figures([expected[name.removeprefix("inner.")]])
+                    assert scope.last.parameters[name].trace_cov == pytest.approx(truth.trace_cov, rel=1e-9)
+                else:
+                    assert coverage.reason
+    twin = net()
+    backward(twin, x)
+    assert all(torch.equal(a, b.grad) for a, b in zip(grads, twin.parameters(), strict=True))
 
 
 # -- models that change --------------------------------------------------------------------------------------------------

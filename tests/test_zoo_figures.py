@@ -5,8 +5,11 @@ from functools import cache
 import pytest
 import torch
 from zoo import PROBLEMS, contributions, figures, measure
+from zoo.measured import train_window
 from zoo.pending import cases
 from zoo.problem import N
+
+import gradscope
 
 #: Relative difference that rounding may make.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
@@ -98,3 +101,28 @@ def test_what_reached_the_leaf_is_exact_even_where_noise_is_estimated(problem):
         expected = float(truth(problem)[name].sum(0).norm())
         assert found[name].grad_norm == pytest.approx(expected, rel=1e-9)
         assert found[name].sample_norms is None
+
+
+@pytest.mark.parametrize("optimizer_type", [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam])
+@pytest.mark.parametrize(
+    "problem", [p for p in PROBLEMS if p.name in ("Linear", "Conv2d", "tied table and head")], ids=str
+)
+def test_the_preconditioned_noise_scale_weighs_elements_as_adam_does(problem, optimizer_type):
+    """tr(PΣ)/GᵀPG with P = 1/(√v̂ + ε), v̂ after the window's own step."""
+    model = problem.model()
+    optimizer = optimizer_type(model.parameters(), lr=0.0, betas=(0.9, 0.95), eps=1e-3)
+    with gradscope.watch(model, optimizer, moments=True) as scope:
+        for _ in range(3):
+            train_window(problem, model, optimizer)
+            optimizer.zero_grad()
+        found = scope.last
+    traces, signals = 0.0, 0.0
+    for name, parameter in model.named_parameters():
+        expected = figures([truth(problem)[name]])
+        weight = 1 / ((optimizer.state[parameter]["exp_avg_sq"].flatten() / (1 - 0.95**3)).sqrt() + 1e-3)
+        mean_sq = truth(problem)[name].sum(0).flatten().square()
+        trace, signal = weight @ expected.variance, weight @ (mean_sq - expected.variance / N)
+        traces, signals = traces + trace, signals + signal
+        if signal > 0:
+            assert found.parameters[name].preconditioned_noise_scale == pytest.approx(float(trace / signal), rel=1e-9)
+    assert found.total.preconditioned_noise_scale == pytest.approx(float(traces / signals), rel=1e-9)
