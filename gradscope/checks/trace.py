@@ -19,6 +19,7 @@ class Backward:
         after: ``.grad`` after it.
         micro_batches: which micro-batches went into the model since the last backward; empty where none was recognised.
         moved: whether the parameters differed from those at the window's start.
+        moved_during: whether they changed while it ran, as with an optimizer that steps inside backward.
         rates: the optimizers' learning rates.
         scale: the loss scale of the first GradScaler, or None.
     """
@@ -28,6 +29,7 @@ class Backward:
     after: Tensor
     micro_batches: tuple[int, ...]
     moved: bool
+    moved_during: bool
     rates: tuple[float, ...]
     scale: float | None
 

@@ -32,6 +32,7 @@ class Tracer:
         self._in_backward = self._in_step = False
         self._increments: dict[int, Tensor] = {}
         self._moved = False
+        self._values = torch.zeros(0)
         self._write_open = self._norm_read = False
         self._epochs: list[int] = []
 
@@ -135,7 +136,8 @@ class Tracer:
             self._in_backward = True
             self._note_modes(self._trace)
             self._increments = {}
-            self._moved = not _same(self._layout.values(), self._trace.start)
+            self._values = self._layout.values()
+            self._moved = not _same(self._values, self._trace.start)
             if not self._trace.backwards:
                 self._trace.leftover = self._known
             torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
@@ -152,12 +154,13 @@ class Tracer:
         rates = tuple(float(g["lr"]) for o in self._companions.optimizers for g in o.param_groups if "lr" in g)
         scale = next((float(s.get_scale()) for s in self._companions.scalers if s.is_enabled()), None)
         fed = tuple(dict.fromkeys(self._fed))
-        self._trace.backwards.append(Backward(increment, self._known, now, fed, self._moved, rates, scale))
+        during = not _same(self._layout.values(), self._values)
+        self._trace.backwards.append(Backward(increment, self._known, now, fed, self._moved, during, rates, scale))
         self._known, self._fed, self._increments = now, [], {}
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         owned = self._owned(optimizer)
-        if self._trace is None or not any(owned):
+        if self._trace is None or not any(owned) or self._in_backward:
             return
         self.look()
         self._write_open, self._in_step = False, True
@@ -167,7 +170,7 @@ class Tracer:
         self._trace.steps.append(Step(len(self._trace.backwards), owned, applied))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._trace is None or not any(self._owned(optimizer)) or not self._trace.steps:
+        if self._trace is None or not any(self._owned(optimizer)) or not self._in_step:
             return
         self._in_step = False
         step, done = self._trace.steps[-1], self._trace.backwards

@@ -195,6 +195,49 @@ def test_a_loop_divided_by_k_has_its_worse_fault_named_first(batch, cause):
     assert d.cause == cause
 
 
+@pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "optimizer"])
+def test_an_optimizer_that_steps_inside_backward_is_named(batch, by_hand):
+    model = nn.Linear(3, 2)
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+    def apply(p):
+        if by_hand:
+            p.data -= 0.1 * p.grad
+            p.grad = None
+        else:
+            optimizers[p].step()
+            optimizers[p].zero_grad()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(apply)
+    d = diagnose(right_step(), model, mse, batch)
+    assert d.cause == "parameters changed inside window"
+    assert "inside backward" in d.evidence[0]
+
+
+def test_complex_sparse_and_compiled_models_are_judged(batch):
+    def step(loss):
+        def run(model, micro_batches):
+            n = sum(len(b[0]) for b in micro_batches)
+            for b in micro_batches:
+                (loss(model, b) * len(b[0]) / n).backward()
+
+        return run
+
+    def complex_loss(model, batch):
+        return model(batch[0]).abs().square().mean()
+
+    assert_accumulates(
+        step(complex_loss), nn.Linear(3, 2, dtype=torch.complex64), complex_loss, (batch[0].to(torch.complex64),)
+    )
+
+    def token_loss(model, batch):
+        return model(batch[0]).square().sum(-1).mean()
+
+    assert_accumulates(step(token_loss), nn.Embedding(9, 3, sparse=True), token_loss, (torch.randint(9, (13, 4)),))
+    assert_accumulates(step(mse), torch.compile(nn.Linear(3, 2)), mse, batch)
+
+
 def test_only_the_parameters_that_are_optimized_are_judged(batch):
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)

@@ -44,7 +44,9 @@ def find_causes(windows: Sequence[Judged]) -> list[Finding]:
 
 
 def _recognised(windows: Sequence[Judged]) -> list[Finding]:
-    return [finding for recognise in RECOGNISERS if (finding := recognise(windows)) is not None]
+    found = [finding for recognise in RECOGNISERS if (finding := recognise(windows)) is not None]
+    # Once the parameters moved, how much a micro-batch counted at the window's start means nothing.
+    return found[:1] if found and found[0].cause in ("stepped too early", "parameters changed inside window") else found
 
 
 __all__ = ["Finding", "find_causes"]

@@ -43,11 +43,15 @@ def counted_wrongly(windows: Sequence[Judged]) -> Finding | None:
     ratios = shown.ratios
     evidence = text.format(
         r=f"{ratios[0]:.4g}", c=f"{(shown.coefficients or (0.0,))[0]:.4g}", k=len(shown.sizes), n=sum(shown.sizes),
-        inverse=f"{1 / ratios[0]:.4g}", all=", ".join(f"{x:.4g}" for x in ratios),
-        divisor=f"{1 / (shown.coefficients or (1.0,))[0]:.4g}",
+        inverse=_inverse(ratios[0]), all=", ".join(f"{x:.4g}" for x in ratios),
+        divisor=_inverse((shown.coefficients or (1.0,))[0]),
     )  # fmt: skip
     others = tuple(dict.fromkeys(c for c, _ in matching[1:] if c != cause))
     return Finding(cause, shown, evidence, also=others)
+
+
+def _inverse(number: float) -> str:
+    return f"{1 / number:.4g}" if number else "0"
 
 
 def _all_one(window: Judged) -> bool:

@@ -42,6 +42,14 @@ def _is_early(window: Judged, index: int) -> bool:
 
 def parameters_moved(windows: Sequence[Judged]) -> Finding | None:
     """Parameters changed between the backwards of one window, by something else than an optimizer."""
+    during = [w for w in windows if any(b.moved_during for b in w.trace.backwards)]
+    if during:
+        return Finding(
+            "parameters changed inside window",
+            largest(during),
+            "the parameters changed while a backward pass ran (an optimizer that steps inside backward): each micro-batch is "
+            "a step of its own, so nothing is accumulated.",
+        )
     moved = [w for w in windows if any(b.moved for b in w.trace.backwards[: w.trace.closed_at])]
     if not moved:
         return None
