@@ -40,6 +40,10 @@ class OpenWindow:
         self.leaves = leaves
         self.moments = moments
         self.notices: list[str] = []
+        #: Parameters in which the last guard window saw a fault that the others cannot see, and what it was.
+        self.distrusted: dict[int, str] = {}
+        #: Those that were trusted before: the next window looks again.
+        self.suspects: set[int] = set()
         self.begin()
 
     def begin(self) -> None:
@@ -135,6 +139,7 @@ class OpenWindow:
         share = weights / weights.sum()
         v2 = float(share.square().sum())
         judged = self._judge()
+        self._remember(index, judged)
         coverage: dict[str, Coverage] = {}
         sums: dict[str, ParameterSums] = {}
         for leaf in self.leaves:
@@ -167,26 +172,37 @@ class OpenWindow:
 
     def _judge(self) -> dict[int, list[Judged | None]]:
         """Every parameter's verdicts, one per micro-step; None where nothing reached it."""
-        keys = [(k, i) for k, step in enumerate(self.steps) for i, m in step.measured.items() if m.arrival is not None]
-        if not keys:
+        present = [[i for i, m in step.measured.items() if m.arrival is not None] for step in self.steps]
+        tables = [
+            device_numbers([step.measured[i] for i in indices], step)
+            for step, indices in zip(self.steps, present, strict=True)
+        ]
+        if not tables:
             return {}
         # One transfer for the whole window.
-        rows = torch.stack(
-            [device_numbers(self.steps[k].measured[i], self.steps[k]) for k, i in keys]
-        ).tolist()  # fmt: skip
-        numbers = {key: Numbers(*row) for key, row in zip(keys, rows, strict=True)}
-        verdicts: dict[int, list[Judged | None]] = {i: [None] * len(self.steps) for _, i in keys}
-        for k, step in enumerate(self.steps):
-            present = {i: numbers[k, i] for i in step.measured if (k, i) in numbers}
-            model_sq = sum(found.fresh_sq for found in present.values())
+        rows = iter(torch.cat(tables).tolist())
+        verdicts: dict[int, list[Judged | None]] = {i: [None] * len(self.steps) for indices in present for i in indices}
+        for k, (step, indices) in enumerate(zip(self.steps, present, strict=True)):
+            numbers = {i: Numbers(*next(rows)) for i in indices}
+            model_sq = sum(found.fresh_sq for found in numbers.values())
             layers: dict[str, float] = {}
-            for i, found in present.items():
+            for i, found in numbers.items():
                 layer = self.leaves[i].info.layer
                 layers[layer] = max(layers.get(layer, 0.0), found.fresh_sq)
-            for i, found in present.items():
+            for i, found in numbers.items():
                 layer_sq = layers[self.leaves[i].info.layer]
                 verdicts[i][k] = judge(step.measured[i], found, step, layer_sq, model_sq)
         return verdicts
+
+    def _remember(self, window: int, judged: Mapping[int, Sequence[Judged | None]]) -> None:
+        """A fault that only a guard sees holds until a guard finds the parameter right."""
+        for index, parts in judged.items():
+            faults = [part.coverage.reason for part in parts if part is not None and part.by_guard]
+            if faults:
+                self.suspects |= {index} - set(self.distrusted)
+                self.distrusted[index] = f"{faults[0]} (found in window {window})"
+            elif any(index in step.measured and step.measured[index].built is not None for step in self.steps):
+                self.distrusted.pop(index, None)
 
     def _cover(self, leaf: Leaf, parts: list[Judged | None] | None) -> Coverage:
         if leaf.ignored:
@@ -201,6 +217,8 @@ class OpenWindow:
         if not known:
             return Coverage("not measured", reason="its gradient came without a forward that was seen")
         worst = max(known, key=lambda one: STATUSES.index(one.status))
+        if worst.measured and worst.status != "estimated" and leaf.index in self.distrusted:
+            return Coverage("mismatch", worst.rule, self.distrusted[leaf.index], worst.error)
         errors = [one.error for one in known if one.error == one.error]
         reason = next((one.reason for one in known if one.status == worst.status and one.reason), worst.reason)
         return Coverage(worst.status, worst.rule, reason, max(errors, default=worst.error))

@@ -131,7 +131,7 @@ def finish_forwards(
         step = joined(steps, total)
         if same_samples is None:
             for record in step.measured.values():
-                record.reason, record.norms, record.sum, record.spoiled = TWO_FORWARDS, None, None, True
+                record.reason, record.norms, record.probes, record.spoiled = TWO_FORWARDS, None, None, True
     _attach(step, live, total, leaves)
     return [step]
 

@@ -19,7 +19,7 @@ class Probe:
     directions, since a single one is blind to some errors by chance (1 % quantile: 0.012 of the error's norm).
 
     Attributes:
-        left: ``[s₀, k]`` over the parameter's first dimension.
+        left: ``[k, s₀]`` over the parameter's first dimension.
         right: ``[k, m]`` over all further dimensions, flattened.
     """
 
@@ -32,7 +32,7 @@ class Probe:
         first = like.shape[0] if like.dim() else 1
         rest = like.numel() // first if first else 0
         real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
-        left = torch.randn(first, k, generator=generator, dtype=real)
+        left = torch.randn(k, first, generator=generator, dtype=real)
         # With a single column left alone is already a full-rank direction.
         right = torch.randn(k, rest, generator=generator, dtype=real) if rest > 1 else torch.ones(k, rest, dtype=real)
         dtype = working(like).dtype
@@ -42,14 +42,19 @@ class Probe:
         """``⟨tensor, Rⱼ⟩``, ``[k]``; a sparse gradient is read through its values."""
         if tensor.layout is torch.sparse_coo:
             values = working(tensor._values()).reshape(tensor._values().shape[0], -1)
-            left = self.left[tensor._indices()[0]]
-            return (left * (values @ self.right.T)).sum(0)
-        return ((working(tensor).reshape(self.left.shape[0], -1) @ self.right.T) * self.left).sum(0)
+            return (self.left[:, tensor._indices()[0]] * project(values, self.right)).sum(1)
+        tensor = working(tensor)
+        if self.right.shape[1] == 1:
+            return project(self.left * self.right, tensor.reshape(1, -1))[0]
+        return (project(tensor.reshape(self.left.shape[1], -1), self.right) * self.left).sum(1)
 
-    @property
-    def squares(self) -> Tensor:
-        """The elementwise size ``|leftⱼ|·|rightⱼ|`` is rarely needed in full; this is ``‖Rⱼ‖²``, ``[k]``."""
-        return self.left.abs().square().sum(0) * self.right.abs().square().sum(1)
+
+def project(rows: Tensor, directions: Tensor) -> Tensor:
+    """``⟨rowᵣ, directionⱼ⟩``, ``[k, R]``, of rows ``[R, m]`` and directions ``[k, m]``.
+
+    One matrix-vector product a direction: a product with a matrix of two columns takes many times as long.
+    """
+    return torch.stack([rows.mv(direction) for direction in directions.unbind()])
 
 
 class Contribution(ABC):
@@ -64,7 +69,7 @@ class Contribution(ABC):
     @property
     @abstractmethod
     def samples(self) -> int:
-        """N."""
+        """How many samples there are, n."""
 
     @property
     @abstractmethod

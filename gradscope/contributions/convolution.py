@@ -105,7 +105,7 @@ class Convolution(Contribution):
         )
         right = right[(slice(None), slice(None), *(slice(0, size) for size in self.grads.shape[2:]))]
         left = torch.einsum(
-            "ngpt,gpk->ngkt", self.grads.flatten(2).unflatten(1, (groups, -1)), probe.left.unflatten(0, (groups, -1))
+            "ngpt,kgp->ngkt", self.grads.flatten(2).unflatten(1, (groups, -1)), probe.left.unflatten(1, (groups, -1))
         )
         return widen((left * right.flatten(2).unflatten(1, (groups, k))).sum((1, 3)))
 

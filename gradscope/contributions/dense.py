@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.contributions.contribution import Contribution, Probe
+from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.precision import row_squares, working
 
 
@@ -32,10 +32,12 @@ class Dense(Contribution):
         return row_squares(self.values)
 
     def probe(self, probe: Probe) -> Tensor:
-        values = working(self.values).reshape(self.samples, probe.left.shape[0], -1)
-        if values.shape[2] == 1:
-            return widen(values[:, :, 0] @ (probe.left * probe.right[:, 0]))
-        return widen(((values @ probe.right.T) * probe.left).sum(1))
+        first = probe.left.shape[1]
+        if probe.right.shape[1] == 1:
+            rows = working(self.values).reshape(self.samples, first)
+            return widen(project(rows, probe.left * probe.right).T)
+        right = project(working(self.values).reshape(self.samples * first, -1), probe.right)
+        return widen((right.reshape(-1, self.samples, first) * probe.left.unsqueeze(1)).sum(2).T)
 
     def dense(self) -> Tensor:
         return self.values

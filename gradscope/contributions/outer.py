@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.contributions.contribution import Contribution, Probe
+from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.outer_norms import outer_second_moment, outer_squared_norms
 from gradscope.contributions.precision import working
@@ -40,12 +40,14 @@ class Outer(Contribution):
         return outer_squared_norms(self.inputs, self.grads)
 
     def probe(self, probe: Probe) -> Tensor:
-        groups, p = self.grads.shape[1], self.grads.shape[3]
+        n, groups, positions, p = self.grads.shape
+        right = project(self.inputs.reshape(-1, self.inputs.shape[3]), probe.right)
         if groups == 1:
-            left = self.grads @ probe.left
+            left = project(self.grads.reshape(-1, p), probe.left)
         else:
-            left = torch.einsum("ngtp,gpk->ngtk", self.grads, probe.left.reshape(groups, p, -1))
-        return widen((left * (self.inputs @ probe.right.T)).sum((1, 2)))
+            left = torch.einsum("ngtp,kgp->kngt", self.grads, probe.left.reshape(-1, groups, p)).flatten(1)
+        products = (left * right).reshape(-1, n, groups * positions)
+        return widen(products[:, :, 0] if products.shape[2] == 1 else products.sum(2)).T
 
     def dense(self) -> Tensor:
         return (self.grads.transpose(2, 3) @ self.inputs).reshape(self.samples, *self.shape)

@@ -32,4 +32,8 @@ def squared_norm(tensor: Tensor) -> Tensor:
     """Squared norm of a whole tensor, float64, zero-dimensional; sparse gradients count their values once coalesced."""
     if tensor.layout is torch.sparse_coo:
         tensor = tensor.coalesce().values()
-    return row_squares(tensor.reshape(1, -1))[0]
+    flat = working(tensor).reshape(-1)
+    if flat.numel() <= BLOCK * BLOCK // 16 and not flat.is_complex():
+        # Short enough for one product to keep its digits.
+        return torch.dot(flat, flat).double()
+    return row_squares(flat.unsqueeze(0))[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.contributions.contribution import Contribution, Probe
+from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.precision import row_squares, working
 from gradscope.contributions.rows import RowOrder
@@ -60,7 +60,10 @@ class Scatter(Contribution):
         return result.index_add_(0, keys // self.shape[0], squares)
 
     def probe(self, probe: Probe) -> Tensor:
-        return widen((probe.left[self.ids] * (self.grads @ probe.right.T)).sum(1))
+        n, positions = self.ids.shape
+        right = project(self.grads.flatten(0, 1), probe.right)
+        products = probe.left[:, self.ids.flatten()] * right
+        return widen(products.reshape(-1, n, positions).sum(2)).T
 
     def dense(self) -> Tensor:
         n = self.samples

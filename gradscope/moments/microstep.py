@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions import Contribution, sum_of_uses
+from gradscope.contributions.precision import squared_norm
 from gradscope.moments.leaf import Arrival, Leaf
 
 
@@ -20,12 +22,12 @@ class Measured:
         rule: what described the contributions.
         reason: why there are none, in words; empty where there are.
         norms: ``‖hᵢ‖²``, float64 ``[n]``; NaN where ``subsample`` left a sample out.
-        sum: ``Σ‖hᵢ‖²``, float64 scalar (an unbiased estimate with ``subsample``).
         probes: ``⟨hᵢ, R⟩``, ``[n, k]``.
         second_moment: ``Σ|hᵢ|²`` elementwise, with ``moments=True``.
         arrival: what autograd gave the parameter.
         signed_sum: ``‖Σ rᵢhᵢ‖²`` by the tagged inner backward.
         signed_probe: ``⟨Σ rᵢhᵢ, R⟩`` likewise, ``[k]``.
+        built: ``‖hᵢ‖²`` of the step's ``spot`` sample, from that sample's gradient in full, float64 scalar.
         spoiled: samples interact, so that no estimate would mean anything either.
         assumed: which row belongs to which sample was assumed, not measured.
         dtype: lowest precision among the tensors that went into it.
@@ -34,12 +36,12 @@ class Measured:
     rule: str = ""
     reason: str = ""
     norms: Tensor | None = None
-    sum: Tensor | None = None
     probes: Tensor | None = None
     second_moment: Tensor | None = None
     arrival: Arrival | None = None
     signed_sum: Tensor | None = None
     signed_probe: Tensor | None = None
+    built: Tensor | None = None
     spoiled: bool = False
     assumed: bool = False
     dtype: torch.dtype = torch.float64
@@ -63,10 +65,14 @@ class MicroStep:
         moments: whether elementwise second moments are wanted.
         chosen: indices of the samples whose squares are computed, or None for all.
         budget: bytes that held uses may keep alive, or None.
+        spot: one sample whose gradients are built in full, to compare their norms; None outside guard windows.
     """
 
-    def __init__(self, samples: int, *, moments: bool, chosen: Tensor | None, budget: int | None) -> None:
+    def __init__(
+        self, samples: int, *, moments: bool, chosen: Tensor | None, budget: int | None, spot: int | None = None
+    ) -> None:
         self.samples = samples
+        self.spot = spot
         self.moments = moments
         self.chosen = chosen
         self.budget = budget
@@ -96,7 +102,7 @@ class MicroStep:
         record = self.of(leaf)
         record.spoiled |= spoiled
         record.reason = record.reason or reason
-        record.norms = record.sum = record.probes = record.second_moment = None
+        record.norms = record.probes = record.second_moment = None
         self._drop(leaf.index)
 
     def add(
@@ -157,11 +163,12 @@ class MicroStep:
             record.probes = contribution.probe(leaf.probe)
         # The check runs on all rows; only the squares are subsampled.
         n, scale = contribution.samples, 1.0
+        if self.spot is not None:
+            record.built = squared_norm(contribution.one(self.spot))
         if self.chosen is not None:
             contribution = contribution.select(self.chosen)
             scale = n / max(1, contribution.samples)
         squares = contribution.squared_norms()
-        record.sum = squares.sum() * scale
         if self.chosen is None:
             record.norms = squares
         else:
@@ -179,6 +186,10 @@ def coarsest(*dtypes: torch.dtype) -> torch.dtype:
 def joined(steps: list[MicroStep], arrivals: Mapping[int, Arrival]) -> MicroStep:
     """Several forwards of different samples under one backward, as one micro-step of all their samples."""
     whole = MicroStep(sum(s.samples for s in steps), moments=steps[0].moments, chosen=None, budget=None)
+    if any(step.chosen is not None for step in steps):
+        starts = itertools.accumulate((step.samples for step in steps), initial=0)
+        whole.chosen = torch.cat([start + (torch.arange(s.samples) if s.chosen is None else s.chosen)
+                                  for s, start in zip(steps, starts, strict=False)])  # fmt: skip
     whole.peak_bytes = sum(step.peak_bytes for step in steps)
     whole.notices = [notice for step in steps for notice in step.notices]
     for index in sorted({index for step in steps for index in step.measured}):
@@ -199,7 +210,6 @@ def _joined_record(parts: list[Measured | None], sizes: list[int]) -> Measured:
         norms.append(like.norms.new_zeros(size) if part is None else part.norms)  # type: ignore[union-attr]
         probes.append(like.probes.new_zeros(size, like.probes.shape[1]) if part is None else part.probes)  # type: ignore[union-attr]
     result.norms, result.probes = torch.cat(norms), torch.cat(probes)  # type: ignore[arg-type]
-    result.sum = torch.stack([part.sum for part in known if part.sum is not None]).sum()
     if known[0].second_moment is not None:
         result.second_moment = torch.stack([p.second_moment for p in known if p.second_moment is not None]).sum(0)
     result.dtype = coarsest(*(part.dtype for part in known))
