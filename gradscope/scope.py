@@ -342,7 +342,9 @@ class Scope:
     def _switch(self) -> None:
         """Hooks are on in windows that are measured, and off in all others."""
         if self._measuring:
-            self._recorder.guarding = not self._recorder.calibrated or self._measured % self._options.guard_every == 0
+            recorder, regular = self._recorder, self._measured % self._options.guard_every == 0
+            recorder.guarding = not recorder.calibrated or regular or bool(self._open.suspects)
+            self._open.suspects.clear()
             self._recorder.attach()
         else:
             self._recorder.detach()

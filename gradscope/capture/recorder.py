@@ -263,10 +263,17 @@ class Recorder:
             chosen = order[: options.subsample].sort().values
         for leaf in self.leaves:
             leaf.directions(self.generator)
-        step = MicroStep(forward.samples, moments=options.moments, chosen=chosen, budget=options.budget)
+        spot = self._draw_spot(forward.samples, chosen) if self.guarding else None
+        step = MicroStep(forward.samples, moments=options.moments, chosen=chosen, budget=options.budget, spot=spot)
         for index, reason in forward.uncovered.items():
             step.withhold(self.leaves[index], reason)
         return step
+
+    def _draw_spot(self, samples: int, chosen: Tensor | None) -> int:
+        """The sample whose gradients are built in full, one of those whose squares are computed."""
+        among = samples if chosen is None else chosen.numel()
+        drawn = int(torch.randint(among, (), generator=self.generator))
+        return drawn if chosen is None else int(chosen[drawn])
 
     def shared_tags(self, forward: Forward) -> Tensor | None:
         """Tags already drawn for the same samples in another forward of this backward."""
