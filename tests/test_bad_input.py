@@ -361,7 +361,7 @@ def test_a_rule_that_is_wrong_is_a_mismatch_and_its_figures_and_totals_are_withh
     model = rule_for(lambda module, inputs, grad: {"weight": 1.01 * inputs[0] * grad})
     report = report_of(model)
     assert report.coverage["1.weight"].status == "mismatch"
-    assert report.coverage["1.weight"].error == pytest.approx(0.01, rel=0.5)
+    assert 0.002 < report.coverage["1.weight"].error < 0.05  # two random directions estimate 0.01
     assert math.isnan(report.total.trace_cov)
     assert "1.weight" in report.total.reason
     assert math.isfinite(report.layers["0"].trace_cov)

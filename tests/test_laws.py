@@ -24,7 +24,8 @@ def whole(problem):
 
 
 def close(a, b, rtol=1e-9):
-    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=rtol, atol=1e-12, equal_nan=True)
+    a, b = (torch.as_tensor(value, dtype=torch.float64) for value in (a, b))
+    torch.testing.assert_close(a, b, rtol=rtol, atol=1e-12, equal_nan=True)
 
 
 def assert_same(found, expected, *, order=None):

@@ -27,8 +27,6 @@ def report(problem, dtype):
     return measure(problem, dtype, watch={"moments": True})
 
 
-#: A figure that is a small difference of large terms keeps this much of their rounding.
-ROUNDING = {torch.float64: 1e-13, torch.float32: 5e-7}
 FIGURES = ("grad_norm", "sample_norms", "trace_cov", "grad_sq", "noise_scale", "snr", "diversity", "gsnr", "variance")
 
 
@@ -39,16 +37,12 @@ def assert_figures(stats, expected, dtype, where):
         if name == "variance" and found is None:
             continue
         assert found is not None, f"{where}: no {name}"
-        found, wanted = torch.as_tensor(found).double().flatten(), torch.as_tensor(wanted).flatten()
-        if name == "noise_scale" and bool(found.isnan()) and bool(wanted.isnan()):
+        found, wanted = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in (found, wanted))
+        if bool(wanted.isnan().any()):
+            assert name == "gsnr" or bool(found.isnan())
             continue
         error = float((found - wanted).norm() / wanted.norm()) if bool(wanted.norm() > 0) else float(found.norm())
-        allowed = max(TOLERANCE[dtype], ROUNDING[dtype] * expected.conditions.get(name, 1.0))
-        WORST[dtype] = max(WORST.get(dtype, (0.0, "")), (error, f"{where} {name}"))
-        assert error <= allowed, f"{where}: {name} off by {error:.1e}, {allowed:.1e} allowed"
-
-
-WORST = {}
+        assert error <= TOLERANCE[dtype], f"{where}: {name} off by {error:.1e}"
 
 
 @EVERY
@@ -123,6 +117,12 @@ def test_the_preconditioned_noise_scale_weighs_elements_as_adam_does(problem, op
         mean_sq = truth(problem)[name].sum(0).flatten().square()
         trace, signal = weight @ expected.variance, weight @ (mean_sq - expected.variance / N)
         traces, signals = traces + trace, signals + signal
-        if signal > 0:
-            assert found.parameters[name].preconditioned_noise_scale == pytest.approx(float(trace / signal), rel=1e-9)
-    assert found.total.preconditioned_noise_scale == pytest.approx(float(traces / signals), rel=1e-9)
+        assert found.parameters[name].preconditioned_noise_scale == pytest.approx(
+            ratio(trace, signal), rel=1e-9, nan_ok=True
+        )
+    assert found.total.preconditioned_noise_scale == pytest.approx(ratio(traces, signals), rel=1e-9, nan_ok=True)
+
+
+def ratio(trace, signal):
+    """Not resolved where the signal is not positive."""
+    return float(trace / signal) if signal > 0 else float("nan")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradscope.contributions import Contribution, Convolution, Dense, Outer, Scatter, sum_of_uses
-from gradscope.contributions.convolution import Geometry
+from gradscope.contributions.geometry import Geometry
 
 N = 5
 

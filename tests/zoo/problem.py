@@ -16,11 +16,14 @@ N = 6
 
 
 def wave(output: Tensor) -> Tensor:
-    """A loss that no layer is blind to: elementwise sines of different frequency, summed."""
+    """A loss that no layer is blind to: elementwise sines of different frequency, summed.
+
+    Their slopes are high, so that samples differ: a variance that is a small difference of large terms keeps few digits.
+    """
     if output.is_complex():
         return wave(torch.view_as_real(output).flatten(-2))
     shape = output.shape[1:] if output.dim() > 1 else output.shape
-    slopes = 1 + torch.arange(shape.numel(), dtype=output.dtype).remainder(3).reshape(shape) / 2
+    slopes = 6 + torch.arange(shape.numel(), dtype=output.dtype).remainder(3).reshape(shape) / 2
     return (output * slopes + 0.7).sin().sum()
 
 

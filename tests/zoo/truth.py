@@ -40,7 +40,8 @@ class Figures:
     """What a ``Stats`` should say; formulas written out, none of them the package's.
 
     Attributes:
-        conditions: of figures that are differences, how many times larger the terms are than the figure.
+        noise_scale: NaN where not resolved.
+        gsnr: NaN where it would rest on rounding.
     """
 
     grad_norm: float
@@ -52,7 +53,6 @@ class Figures:
     diversity: float
     variance: Tensor
     gsnr: float
-    conditions: dict[str, float]
 
 
 def figures(parts: list[Tensor]) -> Figures:
@@ -70,18 +70,8 @@ def figures(parts: list[Tensor]) -> Figures:
     signal = mean.abs().square() - variance / n
     moved = (variance != 0) | (signal != 0)
     ratios = (signal / variance)[moved]
-    terms = float(mean.abs().square().sum()) + trace / n
-    conditions = {
-        "grad_sq": terms / abs(grad_sq),
-        "noise_scale": terms / abs(grad_sq) + n * terms / trace,
-        "snr": terms / abs(grad_sq) + n * terms / trace,
-        "trace_cov": n * terms / trace,
-        "variance": float((mean.abs().square() * n + variance).norm() / variance.norm()),
-        # An element without a gradient by structure has only rounding, whose ratio means nothing.
-        "gsnr": float("inf")
-        if bool((variance < 1e-20 * variance.max())[moved].any())
-        else float((ratios.abs() + n * ratios.square() + 1 / n).mean() / ratios.mean().abs()),
-    }
+    # An element without a gradient by structure has only rounding, whose ratio means nothing.
+    sound = bool((variance >= 1e-20 * variance.max())[moved].all())
     return Figures(
         grad_norm=float(mean.norm()),
         sample_norms=squared_norms.sqrt(),
@@ -91,6 +81,5 @@ def figures(parts: list[Tensor]) -> Figures:
         snr=grad_sq / (trace / n),
         diversity=float(squared_norms.sum() / g.sum(0).abs().square().sum()),
         variance=variance,
-        gsnr=float(ratios.mean()),
-        conditions=conditions,
+        gsnr=float(ratios.mean()) if sound else float("nan"),
     )
