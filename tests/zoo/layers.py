@@ -125,7 +125,7 @@ LAYERS = (
     dense("Linear, two middle dimensions", lambda: between(nn.Linear(4, 3), nn.Linear(3, 2)), 2, 3, 4, rules="linear"),
     dense("Linear without bias", lambda: between(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False)), 4),
     dense("Linear, wide: Gram norms", lambda: nn.Linear(20, 30), 2, 20, rules="linear"),
-    Problem("Linear, complex", ComplexLinear, lambda: (torch.complex(normal(3), normal(3, mean=0.0)),), rules=frozenset({"linear"})),
+    Problem("Linear, complex", ComplexLinear, lambda: (torch.complex(normal(3), normal(3, mean=0.0)),)),
     Problem("Linear, complex, middle dimension", ComplexWide, lambda: (torch.complex(normal(2, 9), normal(2, 9)),)),
     dense("InstanceNorm without parameters", lambda: nn.Sequential(nn.Conv1d(2, 4, 2, bias=False), nn.InstanceNorm1d(4)), 2, 5),
     dense("Conv1d", lambda: between(nn.Conv1d(2, 3, 3), nn.Conv1d(3, 2, 2, padding=1)), 2, 7, rules="convolution"),
