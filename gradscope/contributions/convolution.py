@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -11,48 +11,14 @@ from torch import Tensor
 from gradscope.contributions.contribution import Contribution, Probe
 from gradscope.contributions.dense import widen
 from gradscope.contributions.outer import Outer
-from gradscope.contributions.outer_norms import outer_second_moment, outer_squared_norms
-from gradscope.contributions.precision import working
+from gradscope.contributions.convolution_norms import by_shifted_gram, cheapest, native_gradient
+from gradscope.contributions.geometry import Geometry
+from gradscope.contributions.outer_norms import outer_squared_norms
+from gradscope.contributions.precision import squared_norm, working
 from gradscope.contributions.rows import RowOrder
 
 #: Elements of unfolded patches that exist at once.
 CHUNK = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How a kernel walks over its (already padded) input.
-
-    Attributes:
-        kernel: size of the kernel per spatial dimension.
-        stride: per spatial dimension.
-        dilation: per spatial dimension.
-        groups: number of channel groups.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    def patches(self, x: Tensor, positions: tuple[int, ...]) -> Tensor:
-        """Patches ``[n, groups, T, (channels/groups)·∏kernel]`` of a padded input ``[n, channels, *spatial]``.
-
-        Args:
-            x: the padded input.
-            positions: how many kernel positions per spatial dimension; the output's spatial size.
-        """
-        x = x.contiguous()
-        n, channels = x.shape[:2]
-        strides = x.stride()
-        size = (n, channels, *positions, *self.kernel)
-        walk = tuple(s * step for s, step in zip(strides[2:], self.stride, strict=True))
-        reach = tuple(s * step for s, step in zip(strides[2:], self.dilation, strict=True))
-        view = x.as_strided(size, (*strides[:2], *walk, *reach))
-        dims = len(self.kernel)
-        view = view.reshape(n, self.groups, channels // self.groups, *positions, *self.kernel)
-        order = (0, 1, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
-        return view.permute(order).reshape(n, self.groups, _product(positions), -1)
 
 
 class Convolution(Contribution):
@@ -69,7 +35,8 @@ class Convolution(Contribution):
     def __init__(
         self, inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry, convolve: Callable[..., Tensor]
     ) -> None:
-        self.inputs, self.grads = working(inputs), working(grads)
+        # What lies beyond the last position takes no part.
+        self.inputs, self.grads = geometry.reached(working(inputs), tuple(grads.shape[2:])), working(grads)
         self.shape = shape
         self.geometry = geometry
         self.convolve = convolve
@@ -85,7 +52,7 @@ class Convolution(Contribution):
     def factors(self) -> Iterator[Outer]:
         """Outer products of a few samples at a time."""
         positions = tuple(self.grads.shape[2:])
-        each = self.inputs.shape[1] * _product(self.geometry.kernel) * _product(positions)
+        each = self.inputs.shape[1] * prod(self.geometry.kernel) * prod(positions)
         chunk = max(1, CHUNK // max(1, each))
         groups = self.geometry.groups
         for start in range(0, self.samples, chunk):
@@ -94,7 +61,23 @@ class Convolution(Contribution):
             yield Outer(self.geometry.patches(self.inputs[part], positions), grads, self.shape)
 
     def squared_norms(self) -> Tensor:
+        algorithm = cheapest(self.inputs, self.grads, self.geometry)
+        if algorithm == "shifted Gram":
+            squares, lost = by_shifted_gram(self.inputs, self.grads, self.geometry)
+            if bool(lost.any()):
+                index = lost.nonzero()[:, 0]
+                squares[index] = self.select(index).by_samples()
+            return squares
+        if algorithm == "native":
+            return self.by_samples()
         return torch.cat([outer_squared_norms(outer.inputs, outer.grads) for outer in self.factors()])
+
+    def by_samples(self) -> Tensor:
+        """Each sample's gradient by the native backward, squared and dropped."""
+        return torch.stack([squared_norm(self.one(i)) for i in range(self.samples)])
+
+    def one(self, i: int) -> Tensor:
+        return native_gradient(self.inputs[i : i + 1], self.grads[i : i + 1], self.shape, self.geometry)
 
     def probe(self, probe: Probe) -> Tensor:
         """Right factor by one convolution with a single random filter, so that nothing is unfolded."""
@@ -121,14 +104,3 @@ class Convolution(Contribution):
         inputs = order.gather(torch.cat([part.inputs for part in parts])).transpose(1, 2).flatten(2, 3)
         grads = order.gather(torch.cat([part.grads for part in parts])).transpose(1, 2).flatten(2, 3)
         return Outer(inputs, grads, self.shape)
-
-    def second_moment(self) -> Tensor:
-        parts = [outer_second_moment(outer.inputs, outer.grads) for outer in self.factors()]
-        return torch.stack(parts).sum(0).reshape(self.shape)
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

@@ -39,20 +39,34 @@ def by_vectors(inputs: Tensor, grads: Tensor) -> Tensor:
 
 
 def by_gram(inputs: Tensor, grads: Tensor) -> Tensor:
-    """``Σ_{s,t} ⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩``; samples whose positions cancel are computed again from their product.
-
-    In float32 cancellation makes Gram sums wrong by 10–40 ×, so the sum is compared with its uncancelled size
-    ``(Σₜ ‖aₜ‖‖bₜ‖)²``.
-    """
-    n = inputs.shape[0]
-    grams = (inputs @ inputs.mH) * (grads @ grads.mH)
-    squares = grams.real.reshape(n, -1).double().sum(1) if grams.is_complex() else grams.reshape(n, -1).double().sum(1)
-    uncancelled = (inputs.norm(dim=3).double() * grads.norm(dim=3).double()).sum(2).square().sum(1)
-    lost = ~(squares > CANCELLED[inputs.dtype] * uncancelled)
+    """``Σ_{s,t} ⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩``; samples whose positions cancel are computed again from their product."""
+    squares, lost = gram_product((inputs @ inputs.mH).flatten(0, 1), (grads @ grads.mH).flatten(0, 1))
+    groups = inputs.shape[1]
+    squares, lost = squares.reshape(-1, groups).sum(1), lost.reshape(-1, groups).any(1)
     if bool(lost.any()):
         index = lost.nonzero()[:, 0]
         squares[index] = by_products(inputs[index], grads[index])
     return squares
+
+
+def gram_product(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """``Σ_{s,t} first[s, t]·second[s, t]`` of Gram matrices ``[N, T, T]``, and where it has lost its digits.
+
+    In float32 cancellation makes Gram sums wrong by 10–40 ×, so each sum is compared with its uncancelled size
+    ``(Σₜ ‖aₜ‖‖bₜ‖)²``, which the diagonals hold.
+
+    Returns:
+        The sums, float64 ``[N]``, and a mask of those that cannot be trusted.
+    """
+    count, positions = first.shape[0], first.shape[1]
+    flat = positions * positions
+    if first.is_complex():
+        squares = (first * second).real.double().sum((1, 2))
+    else:
+        squares = torch.bmm(first.reshape(count, 1, flat), second.reshape(count, flat, 1)).reshape(count).double()
+    diagonals = first.diagonal(dim1=1, dim2=2).abs() * second.diagonal(dim1=1, dim2=2).abs()
+    uncancelled = diagonals.sqrt().sum(1).double().square()
+    return squares, ~(squares > CANCELLED[first.dtype] * uncancelled)
 
 
 def by_products(inputs: Tensor, grads: Tensor) -> Tensor:

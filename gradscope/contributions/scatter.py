@@ -63,7 +63,7 @@ class Scatter(Contribution):
         n, positions = self.ids.shape
         right = project(self.grads.flatten(0, 1), probe.right)
         products = probe.left[:, self.ids.flatten()] * right
-        return widen(products.reshape(-1, n, positions).sum(2)).T
+        return widen(products.reshape(len(products), n, positions).sum(2)).T
 
     def dense(self) -> Tensor:
         n = self.samples

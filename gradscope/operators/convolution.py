@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradscope.contributions import Contribution, Convolution, Dense
-from gradscope.contributions.convolution import Geometry
+from gradscope.contributions.geometry import Geometry
 from gradscope.operators.broadcast import along_dimensions
 from gradscope.operators.operator import Operator
 

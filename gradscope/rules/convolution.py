@@ -10,7 +10,7 @@ from torch.nn import Module
 from torch.nn.modules.conv import _ConvNd
 
 from gradscope.contributions import Contribution, Convolution, Dense
-from gradscope.contributions.convolution import Geometry
+from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.precision import working
 from gradscope.rules.linear import as_computed
 from gradscope.rules.rule import Rule, owns
