@@ -205,13 +205,11 @@ def _in_its_own_dtype(trial: Trial, splits: list[Sizes], windows: int, under: Co
     if not under.wide:
         return Diagnosis("right")
     narrow = replace(under, wide=False)
-    longest = max(splits, key=len)
-    own = [longest]
-    if rounding(trial.model) > 1e-5:
+    own = [max(splits, key=len)]
+    if rounding(trial.model) > 1e-5:  # one addition per sample is what a coarse dtype bears worst
         least = smallest_batch(trial.model)
-        count = sum(longest) // least
-        own.append((least,) * count) if count else None
-    for sizes in own:
+        own.append((least,) * max(1, sum(own[0]) // least))
+    for sizes in dict.fromkeys(own):
         traces, _ = trial.traced(sizes, windows, narrow)
         for number, trace in enumerate(traces, 1):
             evidence = low_precision(trace)

@@ -33,7 +33,8 @@ class Companions:
         """
         optimizers, schedulers, scalers = _listed(optimizer), _listed(scheduler), _listed(scaler)
         parameters = {id(p) for p in model.parameters()}
-        alive = [o for o in gc.get_objects() if issubclass(type(o), Optimizer | LRScheduler | GradScaler)]
+        kinds = _with_subclasses(Optimizer) | _with_subclasses(LRScheduler) | _with_subclasses(GradScaler)
+        alive = [o for o in gc.get_objects() if type(o) in kinds]  # by type: isinstance would run users' __class__
         for one in alive:
             if isinstance(one, Optimizer) and _owns(one, parameters) and not _among(one, optimizers):
                 optimizers.append(one)
@@ -43,6 +44,10 @@ class Companions:
             elif isinstance(one, GradScaler) and not _among(one, scalers):
                 scalers.append(one)
         return Companions(tuple(optimizers), tuple(schedulers), tuple(scalers))
+
+
+def _with_subclasses(kind: type) -> set[type]:
+    return {kind}.union(*map(_with_subclasses, type.__subclasses__(kind)))
 
 
 def _listed(given: Any) -> list[Any]:

@@ -28,6 +28,7 @@ class Tracer:
         self._trace: WindowTrace | None = None
         self._known = torch.zeros(0)
         self._micro_batches: list[list[Tensor]] = []
+        self._addresses: dict[tuple[int, tuple[int, ...]], int] = {}
         self._fed: list[int] = []
         self._in_backward = self._in_step = False
         self._increments: dict[int, Tensor] = {}
@@ -56,7 +57,7 @@ class Tracer:
         """Start a window; its micro-batches are recognised where they go into the model unchanged."""
         now = self._layout.gradients()
         self._trace = WindowTrace(self._layout, self._layout.values(), now, now)
-        self._micro_batches = []
+        self._micro_batches, self._addresses = [], {}
         for micro_batch in micro_batches:
             self.feed(micro_batch)
         self._known, self._fed, self._write_open, self._norm_read = now, [], False, False
@@ -65,7 +66,9 @@ class Tracer:
     def feed(self, micro_batch: Any) -> None:
         """Tell of one more micro-batch of this window."""
         leaves = tree.tree_leaves(micro_batch)
-        self._micro_batches.append([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()])
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
+        self._addresses |= {_address(tensor): len(self._micro_batches) for tensor in tensors}
+        self._micro_batches.append(tensors)
 
     def end(self) -> WindowTrace:
         """Close the window."""
@@ -119,6 +122,10 @@ class Tracer:
             return
         self._note_modes(self._trace)
         inputs = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        same = [self._addresses[key] for key in map(_address, inputs) if key in self._addresses]
+        if same:  # the micro-batch's own tensors went in: no need to compare values
+            self._fed += dict.fromkeys(same)
+            return
         for index, tensors in enumerate(self._micro_batches):
             if any(a.shape == b.shape and torch.equal(a, b) for a in inputs for b in tensors):
                 self._fed.append(index)
@@ -217,6 +224,10 @@ class _GradientWrites(TorchDispatchMode):
 def _same(a: Tensor, b: Tensor) -> bool:
     """Equal, where NaN equals NaN."""
     return torch.equal(a, b) or torch.equal(a.view(torch.int64), b.view(torch.int64))
+
+
+def _address(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    return (tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)), tuple(tensor.shape)
 
 
 def _epoch(scheduler: Any) -> int:
