@@ -84,6 +84,10 @@ class Contribution(ABC):
     def probe(self, probe: Probe) -> Tensor:
         """``⟨hᵢ, Rⱼ⟩``, float64 or complex128 ``[n, k]``."""
 
+    def squares_and_probes(self, probe: Probe) -> tuple[Tensor, Tensor]:
+        """``squared_norms()`` and ``probe(probe)``, for kinds that get both from one pass."""
+        return self.squared_norms(), self.probe(probe)
+
     @abstractmethod
     def dense(self) -> Tensor:
         """All ``hᵢ`` in full, ``[n, *shape]``: for small parameters, tests and the guard only."""

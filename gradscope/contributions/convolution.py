@@ -72,6 +72,17 @@ class Convolution(Contribution):
             return self.by_samples()
         return torch.cat([outer_squared_norms(outer.inputs, outer.grads) for outer in self.factors()])
 
+    def squares_and_probes(self, probe: Probe) -> tuple[Tensor, Tensor]:
+        if cheapest(self.inputs, self.grads, self.geometry) != "native":
+            return self.squared_norms(), self.probe(probe)
+        # Each sample's gradient exists for a moment: its probes cost less than convolutions with random filters.
+        squares, probes = [], []
+        for i in range(self.samples):
+            one = self.one(i)
+            squares.append(squared_norm(one))
+            probes.append(probe.of(one))
+        return torch.stack(squares), widen(torch.stack(probes))
+
     def by_samples(self) -> Tensor:
         """Each sample's gradient by the native backward, squared and dropped."""
         return torch.stack([squared_norm(self.one(i)) for i in range(self.samples)])
@@ -87,9 +98,12 @@ class Convolution(Contribution):
             self.inputs, kernels, stride=self.geometry.stride, dilation=self.geometry.dilation, groups=groups
         )
         right = right[(slice(None), slice(None), *(slice(0, size) for size in self.grads.shape[2:]))]
-        left = torch.einsum(
-            "ngpt,kgp->ngkt", self.grads.flatten(2).unflatten(1, (groups, -1)), probe.left.unflatten(1, (groups, -1))
-        )
+        if groups == 1:
+            filters = probe.left.reshape(k, -1, *[1] * len(self.geometry.kernel))
+            left = self.convolve(self.grads, filters).flatten(2).unsqueeze(1)
+        else:
+            grads = self.grads.flatten(2).unflatten(1, (groups, -1))
+            left = torch.einsum("ngpt,kgp->ngkt", grads, probe.left.unflatten(1, (groups, -1)))
         return widen((left * right.flatten(2).unflatten(1, (groups, k))).sum((1, 3)))
 
     def dense(self) -> Tensor:

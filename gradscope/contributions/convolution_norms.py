@@ -22,7 +22,7 @@ CHUNK = 1 << 21
 _COPY = 10.0
 
 #: Gram products run at this fraction of the native backward's rate.
-_GRAM_RATE = 0.8
+_GRAM_RATE = 0.7
 
 
 def cheapest(inputs: Tensor, grads: Tensor, geometry: Geometry) -> Algorithm:

@@ -159,21 +159,21 @@ class MicroStep:
             self.held_bytes -= sum(c.nbytes for c in held.contributions)
 
     def _square(self, record: Measured, leaf: Leaf, contribution: Contribution) -> None:
-        if leaf.probe is not None:
-            record.probes = contribution.probe(leaf.probe)
-        # The check runs on all rows; only the squares are subsampled.
         n, scale = contribution.samples, 1.0
         if self.spot is not None:
             record.built = squared_norm(contribution.one(self.spot))
-        if self.chosen is not None:
-            contribution = contribution.select(self.chosen)
-            scale = n / max(1, contribution.samples)
-        squares = contribution.squared_norms()
-        if self.chosen is None:
-            record.norms = squares
+        if self.chosen is None and leaf.probe is not None:
+            record.norms, record.probes = contribution.squares_and_probes(leaf.probe)
         else:
-            record.norms = squares.new_full((n,), float("nan"))
-            record.norms[self.chosen] = squares
+            # The check runs on all rows; only the squares are subsampled.
+            record.probes = contribution.probe(leaf.probe) if leaf.probe is not None else None
+            if self.chosen is not None:
+                contribution = contribution.select(self.chosen)
+                scale = n / max(1, contribution.samples)
+            squares = contribution.squared_norms()
+            record.norms = squares if self.chosen is None else squares.new_full((n,), float("nan"))
+            if self.chosen is not None:
+                record.norms[self.chosen] = squares
         if self.moments:
             record.second_moment = contribution.second_moment() * scale
 
