@@ -345,7 +345,10 @@ class Scope:
             recorder, regular = self._recorder, self._measured % self._options.guard_every == 0
             recorder.guarding = not recorder.calibrated or regular or bool(self._open.suspects)
             self._open.suspects.clear()
-            self._recorder.attach()
+            if recorder.guarding:
+                for leaf in recorder.leaves:
+                    leaf.probe = None
+            recorder.attach()
         else:
             self._recorder.detach()
 

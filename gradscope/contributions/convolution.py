@@ -97,7 +97,6 @@ class Convolution(Contribution):
         right = self.convolve(
             self.inputs, kernels, stride=self.geometry.stride, dilation=self.geometry.dilation, groups=groups
         )
-        right = right[(slice(None), slice(None), *(slice(0, size) for size in self.grads.shape[2:]))]
         if groups == 1:
             filters = probe.left.reshape(k, -1, *[1] * len(self.geometry.kernel))
             left = self.convolve(self.grads, filters).flatten(2).unsqueeze(1)

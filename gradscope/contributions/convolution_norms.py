@@ -72,7 +72,8 @@ def _shifted(inputs: Tensor, grads: Tensor, geometry: Geometry) -> tuple[Tensor,
             slice(offset * spread, offset * spread + (size - 1) * step + 1, step)
             for offset, spread, size, step in zip(shift, geometry.dilation, positions, geometry.stride, strict=True)
         )
-        part = gram[(slice(None), *block, *block)]
+        index = (slice(None), *block, *block)
+        part = gram[index]
         total = part.clone(memory_format=torch.contiguous_format) if total is None else total.add_(part)
     patches = gram if total is None else total
     flat = prod(positions)

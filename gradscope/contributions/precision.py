@@ -19,10 +19,11 @@ def row_squares(tensor: Tensor) -> Tensor:
     rows = working(tensor).reshape(tensor.shape[0], -1)
     length = rows.shape[1]
     if length <= BLOCK:
-        return torch.linalg.vector_norm(rows, dim=1).double().square()
+        short: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        return short.double().square()
     whole = length // BLOCK * BLOCK
     blocks = rows[:, :whole].reshape(rows.shape[0], -1, BLOCK)
-    squares = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    squares: Tensor = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
     if whole < length:
         squares = squares + torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
     return squares

@@ -58,7 +58,7 @@ class Leaf:
         index: its place in the recorder's list.
         info: name, layer, size.
         parameter: the tensor.
-        probe: this window's random directions.
+        probe: random directions, drawn anew in guard windows.
         version: version of ``.grad`` when the last backward of the window ended, to notice changes in between.
         ignored: the user left it out.
         baseline: what ``.grad`` held when the window began, where that was not zero.
@@ -81,13 +81,12 @@ class Leaf:
         return self.parameter.requires_grad and not self.ignored
 
     def directions(self, generator: torch.Generator) -> Probe:
-        """This window's probe, drawn when it is first needed."""
+        """The probe, drawn when it is first needed."""
         if self.probe is None:
             self.probe = Probe.draw(self.parameter.detach(), generator)
         return self.probe
 
     def open_window(self) -> None:
         """Forget the last window."""
-        self.probe = None
         self.version = None
         self.baseline = None

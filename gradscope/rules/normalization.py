@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,8 +16,7 @@ from gradscope.rules.rule import Rule, owns
 
 def _trailing(module: Module, normalized: Tensor, grad: Tensor) -> dict[str, Contribution]:
     """Scale and shift over the last dimensions; everything between them and the samples is summed."""
-    shape = module.weight.shape  # type: ignore
-    n = grad.shape[0]
+    n, shape = grad.shape[0], cast(Tensor, module.weight).shape
     grad = working(grad)
     described: dict[str, Contribution] = {"weight": Dense((grad * normalized).reshape(n, -1, *shape).sum(1))}
     if module._parameters.get("bias") is not None:
