@@ -11,7 +11,7 @@ from gradscope.capture.forward import Forward
 from gradscope.capture.kept import Kept
 from gradscope.capture.layout import BatchDim, Layout, NoSamples, RowProbe, Rows, find_layout
 from gradscope.capture.plan import Plan
-from gradscope.contributions import Contribution, Dense
+from gradscope.contributions import Contribution, Dense, Scatter
 from gradscope.errors import MixedSamplesError
 from gradscope.moments.leaf import Leaf
 from gradscope.rules import Rule
@@ -81,6 +81,13 @@ class Call:
         if step is None:
             return
         leaves = self.wanted()
+        if grad.numel() == 0:
+            # No row was routed here, so no sample adds anything.
+            for leaf in leaves.values():
+                uses = self.forward.uses.get(leaf.index, 1)
+                none = nothing(step.samples, leaf.parameter)
+                step.add(leaf, none, self.rule.name, uses=uses, last=last, dtype=grad.dtype)
+            return
         try:
             layout = self._layout(grad)
             if isinstance(layout, NoSamples):
@@ -116,6 +123,8 @@ class Call:
         """Whether the output has no batch dimension; None where only the graph can tell."""
         known = self.plan.layouts.known(self.key)
         if isinstance(known, NoSamples) and not known.mixed:
+            return True
+        if self.rule.rows == "leading" and self._lead(output) == 0:
             return True
         few = self._lead(output) <= 2 and self.rule.rows == "leading"
         return None if few else False
@@ -160,6 +169,8 @@ class Call:
         return grad.dim() - self.rule.features(self.plan.module) if self.rule.rows == "leading" else 1
 
     def _see_tags(self, grad: Tensor) -> None:
+        if grad.numel() == 0:
+            return
         if self.row_probe is None:
             self.row_probe = RowProbe(grad.shape, self._lead(grad), grad, self.recorder.generator)
         seen = self.row_probe(grad)
@@ -212,6 +223,12 @@ class Call:
             name: value if isinstance(value, Contribution) else Dense(value.detach())
             for name, value in described.items()
         }
+
+
+def nothing(samples: int, parameter: Tensor) -> Contribution:
+    """What samples add that never reached a layer: a table none of whose rows was read."""
+    ids = torch.empty(samples, 0, dtype=torch.long, device=parameter.device)
+    return Scatter(ids, parameter.new_empty(samples, 0, parameter[0].numel()), parameter.shape)
 
 
 def _moved(value: Any, dim: int) -> Any:

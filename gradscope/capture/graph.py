@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from gradscope.capture.layout_memory import Place
 from gradscope.operators import Operator, find_operator
 
 #: How many operators a layer's output may pass through before it is broadcast over the samples.
@@ -31,6 +32,7 @@ class Meeting:
         dims: the output's dimensions that may hold the samples; (0,) where nothing was broadcast.
         lead: sizes of the output along them.
         transposed: the operand is the parameter transposed, and nothing else lies between.
+        place: what tells this place from others of the same parameter, in every forward.
     """
 
     node: Any
@@ -42,6 +44,7 @@ class Meeting:
     dims: tuple[int, ...]
     lead: torch.Size
     transposed: bool
+    place: Place
 
     def without_node(self) -> Meeting:
         """The same without the operator's own node."""
@@ -60,6 +63,8 @@ class Graph:
         self.batch_dim = batch_dim
         self.consumers: dict[Any, list[tuple[Any, int]]] = {}
         self.accumulators: dict[int, Any] = {}
+        self._free: set[Any] = set()
+        self._bound: set[Any] = set()
         seen = set()
         stack = [node for node in outputs if node is not None]
         while stack:
@@ -76,7 +81,14 @@ class Graph:
                 else:
                     stack.append(source)
 
-    def meetings(self, start: Any, shape: torch.Size, samples: int, owned: set[tuple[Any, int]]) -> list[Meeting] | str:
+    def meetings(
+        self,
+        start: Any,
+        shape: torch.Size,
+        samples: int,
+        owned: Set[tuple[Any, int]],
+        rejected: Set[Place] = frozenset(),
+    ) -> list[Meeting] | str:
         """Where a tensor without samples meets them, or why that cannot be said.
 
         Args:
@@ -84,7 +96,25 @@ class Graph:
             shape: the tensor's shape.
             samples: n.
             owned: consumers that some layer's rule describes already.
+            rejected: places that looked like meetings before, and where tags showed no samples.
         """
+        found = self._walk(start, shape, samples, owned, rejected, single=False)
+        if isinstance(found, str):
+            # A product of a single row may be a step of a packed sequence that only one sample reaches.
+            again = self._walk(start, shape, samples, owned, rejected, single=True)
+            return found if isinstance(again, str) else again
+        return found
+
+    def _walk(
+        self,
+        start: Any,
+        shape: torch.Size,
+        samples: int,
+        owned: Set[tuple[Any, int]],
+        rejected: Set[Place],
+        *,
+        single: bool,
+    ) -> list[Meeting] | str:
         found: list[Meeting] = []
         stack: list[tuple[Any, int, torch.Size, int, bool]] = [(start, 0, shape, 0, False)]
         seen: set[tuple[Any, int]] = set()
@@ -99,24 +129,72 @@ class Graph:
                 seen.add((node, operand))
                 kind = node.name()
                 outputs = [torch.Size(meta.shape) for meta in node._input_metadata]
-                operator = find_operator(kind)
-                known = operator is not None and operand in operator.operands
-                dims = _meets(kind, operand, own, outputs[0], samples, self.batch_dim) if known else ()
-                if operator is not None and dims and not self._once(kind, node, outputs[0], samples):
-                    maker = None if depth == 0 else source
-                    lead = torch.Size(_rows(kind, operand, outputs[0], dim) for dim in dims)
-                    found.append(Meeting(node, operand, operator, maker, source_nr, own, dims, lead, transposed))
-                    continue
+                place = (depth, kind, operand, own, outputs[0])
+                if place not in rejected and not self._passes(node, operand, own, outputs[0]):
+                    operator = find_operator(kind)
+                    known = operator is not None and operand in operator.operands
+                    sure = single or any(
+                        other is not None and other is not source and not self.free_of_samples(other)
+                        for other, _ in node.next_functions
+                    )
+                    dims = _meets(kind, operand, own, outputs[0], samples, self.batch_dim, sure) if known else ()
+                    if operator is not None and dims and not self._once(kind, node, outputs[0], samples):
+                        maker = None if depth == 0 else source
+                        lead = torch.Size(outputs[0][dim] for dim in dims)
+                        found.append(
+                            Meeting(node, operand, operator, maker, source_nr, own, dims, lead, transposed, place)
+                        )
+                        continue
+                    if any(_grows(size, own, samples) for size in outputs):
+                        return f"it meets the samples in {kind}, which is not known"
                 if depth >= LONGEST_CHAIN:
                     return f"it passes through more than {LONGEST_CHAIN} operators"
-                if any(
-                    len(size) and size[0] % samples == 0 and size[0] > 1 and len(size) > len(own) for size in outputs
-                ):
-                    return f"it meets the samples in {kind}, which is not known"
                 flat = kind == "TBackward0" and depth == 0
                 for number, size in enumerate(outputs):
                     stack.append((node, number, size, depth + 1, flat))
         return found if found else "nothing was seen using it"
+
+    def _passes(self, node: Any, operand: int, own: torch.Size, out: torch.Size) -> bool:
+        """Whether nothing but parameters can flow into a node beside this operand."""
+        kind = node.name()
+        if kind in _BY_INDEX or kind in _COPIES:
+            return False
+        for k, (source, _) in enumerate(node.next_functions):
+            if k == operand:
+                continue
+            if source is None:
+                # Numbers, buffers or inputs: those that broadcast nothing cannot bring a dimension of samples.
+                if kind not in _ELEMENTWISE or out != own:
+                    return False
+            elif not self.free_of_samples(source):
+                return False
+        return True
+
+    def free_of_samples(self, start: Any) -> bool:
+        """Whether a node is computed from parameters alone."""
+        stack, seen = [start], set()
+        while stack:
+            node = stack.pop()
+            if node in seen or node in self._free:
+                continue
+            seen.add(node)
+            if hasattr(node, "variable"):
+                continue
+            sources = [source for source, _ in node.next_functions]
+            bare = not sources or (None in sources and not self._keeps_its_size(node))
+            if node in self._bound or bare or node.name() in _BY_INDEX:
+                self._bound.add(start)
+                return False
+            stack.extend(source for source in sources if source is not None)
+        self._free |= seen
+        return True
+
+    def _keeps_its_size(self, node: Any) -> bool:
+        """Elementwise with something of no larger size, which may be a number or a buffer."""
+        if node.name() not in _ELEMENTWISE:
+            return False
+        out = torch.Size(node._input_metadata[0].shape)
+        return any(source is not None and _size(source, number) == out for source, number in node.next_functions)
 
     def _once(self, kind: str, node: Any, out: torch.Size, samples: int) -> bool:
         """Whether an operator whose rows might be samples in fact ran once for all of them."""
@@ -145,29 +223,38 @@ class Graph:
 
 
 _PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0")
-_BY_ROW = ("EmbeddingBackward0", "IndexBackward0", "ConvolutionBackward0")
+_BY_INDEX = ("EmbeddingBackward0", "IndexBackward0")
+_BY_ROW = (*_BY_INDEX, "ConvolutionBackward0")
+_COPIES = ("ExpandBackward0", "RepeatBackward0")
+_ELEMENTWISE = ("AddBackward0", "SubBackward0", "MulBackward0", "DivBackward0", "WhereBackward0")
 
 
-def _meets(kind: str, operand: int, own: torch.Size, out: torch.Size, samples: int, batch_dim: int) -> tuple[int, ...]:
+def _size(node: Any, number: int) -> torch.Size:
+    return node.variable.shape if hasattr(node, "variable") else torch.Size(node._input_metadata[number].shape)
+
+
+def _grows(size: torch.Size, own: torch.Size, samples: int) -> bool:
+    return len(size) > len(own) and size[0] > 1 and size[0] % samples == 0
+
+
+def _meets(
+    kind: str, operand: int, own: torch.Size, out: torch.Size, samples: int, batch_dim: int, sure: bool = False
+) -> tuple[int, ...]:
     """The dimensions of the operator's output that samples may lie along while the operand has none, best guess first.
 
-    A guess from shapes: the tags say which row is whose, and the sums whether all of them were seen.
+    A guess from shapes: the tags say which row is whose, and the sums whether all of them were seen. ``sure``: another operand
+    depends on inputs for certain, so that the number of rows need not fit (routed tokens, packed sequences).
     """
-    if kind in _PRODUCTS or kind in _BY_ROW:
-        if not out or (kind == "BmmBackward0" and out[0] != 1):
-            return ()
-        return (0,) if _rows(kind, operand, out, 0) % samples == 0 else ()
+    if kind in _PRODUCTS:
+        first_factor = operand == (1 if kind == "AddmmBackward0" else 0)
+        dim = len(out) - (1 if first_factor else 2)
+        return (dim,) if sure or out[dim] > 1 else ()
+    if kind in _BY_ROW:
+        return (0,) if out and out[0] % samples == 0 else ()
     aligned = (1,) * (len(out) - len(own)) + tuple(own)
     dims = [dim for dim in dict.fromkeys((batch_dim, 0, 1)) if dim < len(out) and out[dim] != 1 and aligned[dim] == 1]
     exact = tuple(dim for dim in dims if out[dim] == samples)
     return exact or tuple(dim for dim in dims if out[dim] % samples == 0)
-
-
-def _rows(kind: str, operand: int, out: torch.Size, dim: int) -> int:
-    if kind not in _PRODUCTS:
-        return out[dim]
-    first_factor = operand == (1 if kind == "AddmmBackward0" else 0)
-    return out[-1] if first_factor else out[-2]
 
 
 def nodes_of_call(output: Any, inputs: Iterable[Any], accumulators: set[Any]) -> Iterator[tuple[Any, int]]:

@@ -60,13 +60,12 @@ class RowProbe:
     def __init__(self, shape: torch.Size, rows: int, like: Tensor, generator: torch.Generator) -> None:
         self.lead = shape[:rows]
         real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
-        features = max(1, shape[rows:].numel())
-        directions = torch.randn(features, 2, generator=generator, dtype=real).to(like.device)
+        directions = torch.randn(shape[rows:].numel(), 2, generator=generator, dtype=real).to(like.device)
         self.directions = directions.to(like.dtype) if like.is_complex() else directions
 
     def __call__(self, grad: Tensor) -> Tensor:
         """Numbers ``[R, 2]`` of a gradient."""
-        rows = grad.reshape(self.lead.numel(), -1).to(self.directions.dtype)
+        rows = grad.reshape(self.lead.numel(), self.directions.shape[0]).to(self.directions.dtype)
         return rows @ self.directions
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gradscope.capture.layout import Layout, Rows
 
+#: One place in the graph: depth below the parameter, kind of node, operand, and both shapes.
+Place = tuple[int, str, int, torch.Size, torch.Size]
 Key = tuple[object, ...]
 
 
@@ -19,6 +22,8 @@ class LayoutMemory:
     def __init__(self) -> None:
         self._known: dict[Key, Layout] = {}
         self._rows: dict[Key, Rows] = {}
+        #: Per parameter or layer: places in the graph that looked as if samples were met there, and where tags showed none.
+        self.rejected: dict[object, set[Place]] = {}
 
     def known(self, key: Key) -> Layout | None:
         """The layout of calls of this kind, or None."""

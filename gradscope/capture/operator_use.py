@@ -85,6 +85,8 @@ class OperatorUse:
     def _measure(self, grad: Tensor) -> None:
         layout = self._layout(self._rows(grad))
         if isinstance(layout, NoSamples):
+            # The next forward looks further on.
+            self.recorder.layouts.rejected.setdefault(self.key[1], set()).add(self.meeting.place)
             self._withhold(
                 f"where it meets the samples ({self.meeting.operator.name}), rows do not belong to single samples"
             )
@@ -115,7 +117,7 @@ class OperatorUse:
         self.tagged = self.row_probe = None
         if tags is not None and tagged is not None and probe is not None and self.forward.distinct:
             plain = probe(rows)
-            layout = find_layout(plain, tagged, tags, lead, candidates, rows.dtype)
+            layout = find_layout(plain, tagged, tags, lead, candidates, self.forward.precision(rows.dtype))
             memory.learn((*self.key, lead, n), layout, plain)
             return layout
         known = memory.known((*self.key, lead, n))
@@ -128,12 +130,13 @@ class OperatorUse:
         meeting = self.meeting
         if isinstance(self.target, Leaf):
             if meeting.source is None:
-                return {"": contribution}
+                same = contribution.shape == self.target.parameter.shape
+                return {"": contribution if same else Dense(contribution.dense().reshape(-1, *meeting.shape))}
             if meeting.transposed and isinstance(contribution, Outer):
                 # W enters as its transpose: the factors change places.
                 return {"": Outer(contribution.grads, contribution.inputs, torch.Size(reversed(meeting.shape)))}
             return {"": Dense(self._pulled_back(contribution, self.target.parameter))}
-        dense = contribution.dense()
+        dense = contribution.dense().reshape(-1, *meeting.shape)
         if meeting.source is not None and self.made_by is not None:
             dense = self._pulled_back(contribution, self.made_by)
         return self.target.describe_unbatched(dense)
@@ -148,7 +151,7 @@ class OperatorUse:
         recorder.tagging = _NOBODY
         try:
             with user_hooks_lifted(leaves):
-                dense = contribution.dense()
+                dense = contribution.dense().reshape(-1, *self.meeting.shape)
                 return _pull_all(edge, to, dense)
         finally:
             recorder.tagging = None

@@ -55,7 +55,8 @@ def _prefer_operators(recorder: Recorder, forward: Forward, graph: Graph, call: 
     for leaf, node in zip(leaves, nodes, strict=True):
         if node is None or forward.uses.get(leaf.index) != 1:
             return
-        if isinstance(graph.meetings(node, leaf.parameter.shape, forward.samples, set()), str):
+        rejected = recorder.layouts.rejected.get(leaf.index, set())
+        if isinstance(graph.meetings(node, leaf.parameter.shape, forward.samples, set(), rejected), str):
             return
     call.by_operators = call.plan.by_operators = True
     for leaf, node in zip(leaves, nodes, strict=True):
@@ -81,19 +82,21 @@ def _look_for_functional_uses(recorder: Recorder, forward: Forward, graph: Graph
 def _hook_leaf(
     recorder: Recorder, forward: Forward, graph: Graph, leaf: Leaf, node: Any, owned: set[tuple[Any, int]]
 ) -> None:
-    meetings = graph.meetings(node, leaf.parameter.shape, forward.samples, owned)
+    rejected = recorder.layouts.rejected.get(leaf.index, set())
+    meetings = graph.meetings(node, leaf.parameter.shape, forward.samples, owned, rejected)
     if isinstance(meetings, str):
         forward.uncovered[leaf.index] = meetings
         return
     forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + len(meetings)
     for number, meeting in enumerate(meetings):
-        use = OperatorUse(recorder, forward, meeting, leaf, None, ("operator", leaf.index, number))
+        use = OperatorUse(recorder, forward, meeting, leaf, None, ("operator", leaf.index, number, meeting.place))
         _hang(recorder, forward, use, meeting.node)
 
 
 def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Call, output: Tensor) -> None:
     node = output.grad_fn
-    meetings = graph.meetings(node, output.shape, forward.samples, set())
+    rejected = recorder.layouts.rejected.get(call.plan.name, set())
+    meetings = graph.meetings(node, output.shape, forward.samples, set(), rejected)
     if isinstance(meetings, str):
         return
     call.runs_once()
@@ -102,7 +105,8 @@ def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Ca
         forward.uses[leaf.index] += len(meetings) - 1
     made_by = GradientEdge(node, output.output_nr)
     for number, meeting in enumerate(meetings):
-        use = OperatorUse(recorder, forward, meeting, call, made_by, ("operator", call.plan.name, *call.key, number))
+        key = ("operator", call.plan.name, *call.key, number, meeting.place)
+        use = OperatorUse(recorder, forward, meeting, call, made_by, key)
         _hang(recorder, forward, use, meeting.node)
 
 
