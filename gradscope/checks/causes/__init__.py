@@ -11,7 +11,7 @@ from gradscope.checks.causes.coefficients import counted_wrongly, micro_batches_
 from gradscope.checks.causes.finding import Finding, Recogniser
 from gradscope.checks.causes.order import parameters_moved, stepped_early, zero_grad_inside, zero_grad_missing
 from gradscope.checks.causes.regularizer import regularizer_repeated
-from gradscope.checks.causes.transforms import clipped_before_unscaling, clipped_inside, scale_changed
+from gradscope.checks.causes.transforms import clipped_before_unscaling, clipped_inside, scale_changed, scales_apart
 from gradscope.checks.judge import Judged
 
 RECOGNISERS: tuple[Recogniser, ...] = (
@@ -23,6 +23,7 @@ RECOGNISERS: tuple[Recogniser, ...] = (
     clipped_before_unscaling,
     scale_changed,
     micro_batches_missing,
+    scales_apart,
     regularizer_repeated,
     counted_wrongly,
 )

@@ -89,7 +89,10 @@ def _tokens_not_divided(windows: Sequence[Judged]) -> bool:
     """Uniform, a whole number, and another one in other windows: sums over tokens."""
     totals = [w.ratios[0] for w in windows if _uniform(w)]
     whole = all(t > 1.5 and abs(t - round(t)) <= 1e-3 for t in totals)
-    return len(totals) == len(windows) and whole and len({round(t) for t in totals}) > 1
+    if len(totals) < len(windows) or not whole:
+        return False
+    total = round(totals[0])
+    return len({round(t) for t in totals}) > 1 or (len(windows) == 1 and bool(total & (total - 1)))
 
 
 def _divided_by_count(windows: Sequence[Judged]) -> bool:
@@ -117,13 +120,26 @@ def _weighted_by_samples(windows: Sequence[Judged]) -> bool:
 def _constant_divisor(windows: Sequence[Judged]) -> bool:
     """``c`` is the same in windows of different length, or the window's sum is divided by a fixed number of samples."""
     if len({len(w.sizes) for w in windows}) < 2:
-        return False
+        return _another_length(windows)
     number = _same_number(windows, lambda w: w.coefficients or ())
     if number is not None:
         return abs(number - 1) > 1e-3
     if len({sum(w.sizes) for w in windows}) < 2:
         return False
     return _same_number(windows, lambda w: [r / sum(w.sizes) for r in w.ratios]) is not None
+
+
+def _another_length(windows: Sequence[Judged]) -> bool:
+    """With windows of one length only: ``c`` is one over a whole number that is not theirs, on an uneven split."""
+    number = _same_number(windows, lambda w: w.coefficients or ())
+    if number is None or not 0 < number < 0.9 or all(_uniform(w) for w in windows):
+        return False
+    return abs(1 / number - round(1 / number)) <= 1e-3 and round(1 / number) != len(windows[0].sizes)
+
+
+def _one_size_scaled_down(windows: Sequence[Judged]) -> bool:
+    """Windows of one size cannot tell a divisor for another size from any other constant."""
+    return len({sum(w.sizes) for w in windows}) == 1 and _scaled_down(windows)
 
 
 def _scaled_down(windows: Sequence[Judged]) -> bool:
@@ -173,14 +189,19 @@ _PATTERNS: tuple[tuple[Cause, Callable[[Sequence[Judged]], bool], str], ...] = (
         "as the number of ranks is.",
     ),
     (
-        "never unscaled",
-        _scaled_up,
-        "the gradient is {r} times too large in every window, whatever its size: a constant factor, as a loss scale is.",
+        "short window",
+        _one_size_scaled_down,
+        "the gradient is {r} = 1/{inverse} of what it should be: a divisor that belongs to a larger window.",
     ),
     (
         "not divided",
         _tokens_not_divided,
-        "the gradient is {r} times too large, a whole number that differs from window to window: a sum over tokens or "
-        "elements was not divided by their number.",
+        "the gradient is {r} times too large, a whole number that is no fixed scale: a sum over tokens or elements "
+        "was not divided by their number.",
+    ),
+    (
+        "never unscaled",
+        _scaled_up,
+        "the gradient is {r} times too large in every window, whatever its size: a constant factor, as a loss scale is.",
     ),
 )

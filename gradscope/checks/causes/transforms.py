@@ -93,6 +93,11 @@ def scale_changed(windows: Sequence[Judged]) -> Finding | None:
                 f".grad was unscaled after backward pass {inner[0].position} of {len(used)}, and later backwards added "
                 "scaled gradients to it.",
             )
+    return None
+
+
+def scales_apart(windows: Sequence[Judged]) -> Finding | None:
+    """No scaler was seen, but the micro-batches count unequally, by powers of two."""
     powers = [w for w in windows if not w.right and _powers_of_two(w)]
     if powers and len(powers) == sum(not w.right for w in windows) and any(len(set(w.sizes)) > 1 for w in powers):
         shown = largest(powers)
