@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from gradscope.contributions.precision import squared_norm
 from gradscope.coverage import STATUSES, Coverage
-from gradscope.judgement import Judged, Numbers, device_numbers, judge
+from gradscope.judgement import Judged, Numbers, allowed, device_numbers, differs, judge
 from gradscope.moments.leaf import Arrival, Leaf
-from gradscope.moments.microstep import MicroStep
+from gradscope.moments.microstep import MicroStep, coarsest
 from gradscope.statistics.elementwise import elementwise_moments
 from gradscope.statistics.preconditioned import adam_preconditioner, preconditioned_sums
 from gradscope.window import ParameterSums, Window
@@ -44,6 +45,8 @@ class OpenWindow:
         self.distrusted: dict[int, str] = {}
         #: Those that were trusted before: the next window looks again.
         self.suspects: set[int] = set()
+        #: Each parameter's last squared differences, one per window.
+        self.differences: dict[int, deque[float]] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -157,6 +160,7 @@ class OpenWindow:
             coverage=coverage,
             weights=share,
             ids=ids,
+            held_bytes=max((step.peak_bytes for step in self.steps), default=0),
             notices=tuple(dict.fromkeys([*self.notices, *(n for step in self.steps for n in step.notices)])),
         )
 
@@ -185,13 +189,9 @@ class OpenWindow:
         for k, (step, indices) in enumerate(zip(self.steps, present, strict=True)):
             numbers = {i: Numbers(*next(rows)) for i in indices}
             model_sq = sum(found.fresh_sq for found in numbers.values())
-            layers: dict[str, float] = {}
+            lowest = coarsest(*(step.measured[i].dtype for i in indices))
             for i, found in numbers.items():
-                layer = self.leaves[i].info.layer
-                layers[layer] = max(layers.get(layer, 0.0), found.fresh_sq)
-            for i, found in numbers.items():
-                layer_sq = layers[self.leaves[i].info.layer]
-                verdicts[i][k] = judge(step.measured[i], found, step, layer_sq, model_sq)
+                verdicts[i][k] = judge(step.measured[i], found, step, model_sq, lowest)
         return verdicts
 
     def _remember(self, window: int, judged: Mapping[int, Sequence[Judged | None]]) -> None:
@@ -220,8 +220,20 @@ class OpenWindow:
         if worst.measured and worst.status != "estimated" and leaf.index in self.distrusted:
             return Coverage("mismatch", worst.rule, self.distrusted[leaf.index], worst.error)
         errors = [one.error for one in known if one.error == one.error]
+        if worst.measured and errors:
+            text = self._lasting(leaf, errors)
+            if text:
+                return Coverage("mismatch", worst.rule, text, max(errors))
         reason = next((one.reason for one in known if one.status == worst.status and one.reason), worst.reason)
         return Coverage(worst.status, worst.rule, reason, max(errors, default=worst.error))
+
+    def _lasting(self, leaf: Leaf, errors: Sequence[float]) -> str:
+        """A difference too small for a single window's random probes to tell from rounding, if it lasts."""
+        dtype = coarsest(*(step.measured[leaf.index].dtype for step in self.steps if leaf.index in step.measured))
+        squares = self.differences.setdefault(leaf.index, deque(maxlen=64))
+        squares.append(sum(error * error for error in errors) / len(errors))
+        error, limit = (sum(squares) / len(squares)) ** 0.5, allowed(dtype, len(squares))
+        return "" if error <= limit else f"{differs(error, limit)}, on average over {len(squares)} windows"
 
     def _sums(
         self, leaf: Leaf, parts: list[Judged | None], found: Coverage, scale: float, v2: float, adam: AdamState | None

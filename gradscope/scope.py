@@ -196,10 +196,10 @@ class Scope:
             OSError: it cannot be opened.
         """
         self._check_open()
-        if hasattr(target, "write"):
-            self._streams.append(target)
-        else:
+        if isinstance(target, (str, os.PathLike)):
             self._writers.append(RunLogWriter(target, self._infos))
+        else:
+            self._streams.append(target)
 
     # -- state --------------------------------------------------------------------------------------------------------
 

@@ -173,8 +173,10 @@ def _name_mixing(step: MicroStep, live: list[Forward], mixed: list[str]) -> None
     else:
         where = f"samples interact between {mixed[0]!r} and the output"
     for record in step.measured.values():
+        record.unplaced = not culprits
         if record.norms is None and not record.spoiled:
             record.spoiled = True
             record.reason = f"{where}; {record.reason}" if record.reason else where
         elif record.spoiled and record.reason == "samples interact after this layer":
-            record.reason = f"{where}, so no sample has a gradient of its own here: use eval mode or GroupNorm, or pass ignore=[...]"
+            remedy = "use eval mode or GroupNorm, or pass ignore=[...]"
+            record.reason = f"{where}, so no sample has a gradient of its own here: {remedy}"

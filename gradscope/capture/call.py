@@ -14,6 +14,7 @@ from gradscope.capture.plan import Plan
 from gradscope.contributions import Contribution, Dense, Scatter
 from gradscope.errors import MixedSamplesError
 from gradscope.moments.leaf import Leaf
+from gradscope.moments.microstep import coarsest
 from gradscope.rules import Rule
 
 if TYPE_CHECKING:
@@ -31,7 +32,18 @@ class Call:
         key: what tells this kind of call from others of the same layer.
     """
 
-    __slots__ = ("by_operators", "forward", "grad", "kept", "key", "plan", "recorder", "row_probe", "tagged")
+    __slots__ = (
+        "autocast",
+        "by_operators",
+        "forward",
+        "grad",
+        "kept",
+        "key",
+        "plan",
+        "recorder",
+        "row_probe",
+        "tagged",
+    )
 
     def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, key: tuple[object, ...]) -> None:
         self.recorder = recorder
@@ -40,7 +52,8 @@ class Call:
         self.kept = kept
         self.key = key
         self.by_operators = False
-        self.by_operators = False
+        #: What autocast computed in, where the layer is of many operators and its output need not show it.
+        self.autocast: torch.dtype | None = None
         self.grad: Tensor | None = None
         self.row_probe: RowProbe | None = None
         self.tagged: Tensor | None = None
@@ -99,6 +112,10 @@ class Call:
             for leaf in leaves.values():
                 step.withhold(leaf, str(error), spoiled=True)
             return
+        except Exception as error:  # a rule may be the user's own; whatever it raises costs its own parameters only
+            for leaf in leaves.values():
+                step.withhold(leaf, self._failed(error))
+            return
         assumed = isinstance(layout, BatchDim) and not layout.measured
         for name, leaf in leaves.items():
             contribution = described.get(name)
@@ -112,8 +129,15 @@ class Call:
                 )  # fmt: skip
                 continue
             uses = self.forward.uses.get(leaf.index, 1)
-            step.add(leaf, contribution, self.rule.name, uses=uses, last=last, dtype=grad.dtype)
+            dtype = coarsest(grad.dtype, self.autocast or grad.dtype)
+            step.add(leaf, contribution, self.rule.name, uses=uses, last=last, dtype=dtype)
             step.of(leaf).assumed |= assumed
+
+    def _failed(self, error: Exception) -> str:
+        if "modified by an inplace operation" in str(error):
+            return "its input was changed in place after it had read it (modified by an inplace operation)"
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        return f"the rule {self.rule.name!r} failed: {type(error).__name__}: {text}"
 
     def wanted(self) -> dict[str, Leaf]:
         """The layer's parameters that ask for a gradient."""
@@ -189,7 +213,7 @@ class Call:
         self.tagged = self.row_probe = None
         if tags is not None and tagged is not None and probe is not None and self.forward.distinct:
             plain = probe(grad)
-            layout = find_layout(plain, tagged, tags, lead, candidates, grad.dtype)
+            layout = find_layout(plain, tagged, tags, lead, candidates, self.forward.precision(grad.dtype))
             self.plan.layouts.learn(self.key, layout, plain)
             return layout
         known = self.plan.layouts.known(self.key)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from gradscope.moments.leaf import Arrival
-from gradscope.moments.microstep import MicroStep
+from gradscope.moments.microstep import MicroStep, coarsest
 
 if TYPE_CHECKING:
     from gradscope.capture.call import Call
@@ -23,6 +24,7 @@ class Forward:
     Attributes:
         samples: n.
         root: whether the watched model itself was called; otherwise only modules inside it were.
+        autocast: the half precision that some layer ran in, or None.
         arrivals: what earlier backwards of a kept graph added to the parameters.
         uses: per parameter index, how many calls read it.
         calls: per layer, how many of its calls were recorded.
@@ -50,6 +52,7 @@ class Forward:
     __slots__ = (
         "__weakref__",
         "arrivals",
+        "autocast",
         "calls",
         "distinct",
         "done",
@@ -63,8 +66,8 @@ class Forward:
         "root",
         "samples",
         "seen",
-        "starts_at",
         "signed",
+        "starts_at",
         "step",
         "tag_error",
         "tags",
@@ -80,6 +83,7 @@ class Forward:
         self.samples = samples
         self.number = number
         self.starts_at: int | None = None
+        self.autocast: torch.dtype | None = None
         self.root = root
         self.arrivals: dict[int, Arrival] = {}
         self.uses: dict[int, int] = {}
@@ -102,6 +106,10 @@ class Forward:
         self.mixing: list[str] = []
         self.mixed: list[str] = []
         self.done = False
+
+    def precision(self, dtype: torch.dtype) -> torch.dtype:
+        """The lowest precision that a gradient of this dtype may have gone through on its way from the output."""
+        return dtype if self.autocast is None else coarsest(dtype, self.autocast)
 
     def let_go(self) -> None:
         """The forward has ended: hold nothing of its graph."""

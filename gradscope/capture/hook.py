@@ -23,13 +23,13 @@ class Hook:
         self._function = function
         self.owner = owner
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         # Being disabled for the compiler costs some microseconds a call, so only a call that is being compiled pays for it.
         if torch.compiler.is_compiling():
             return self._uncompiled(*args, **kwargs)
         return self._function(*args, **kwargs)
 
-    @torch.compiler.disable(recursive=True)
+    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
     def _uncompiled(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
 

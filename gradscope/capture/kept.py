@@ -17,7 +17,7 @@ class _Keep(torch.autograd.Function):
         return trigger.new_empty(0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> None:
         return None
 
 
@@ -41,7 +41,7 @@ class Kept:
         tensors: list[Tensor] = []
         self._spec = _strip(args, tensors)
         # detach() shares the version counter, so that a later in-place change is still seen.
-        self._node = _Keep.apply(_TRIGGER, *[tensor.detach() for tensor in tensors]) if tensors else None
+        self._node = _Keep.apply(_TRIGGER, *[tensor.detach() for tensor in tensors]) if tensors else None  # type: ignore[no-untyped-call]
 
     def read(self) -> tuple[Any, ...]:
         """The arguments as they were.

@@ -47,7 +47,7 @@ def check_model(model: Any) -> None:
         )
     for path, module in model.named_modules():
         if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-            what = "a traced" if isinstance(module, torch.jit.TopLevelTracedModule) else "a scripted"
+            what = "a traced" if type(module).__name__ == "TopLevelTracedModule" else "a scripted"
             raise UnwatchableModelError(
                 f"{path or name} is {what} module (TorchScript): hooks do not run inside it. Watch the model before "
                 "torch.jit.script or torch.jit.trace."
@@ -78,7 +78,7 @@ def find_parameters(model: Module) -> list[Leaf]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
         found.setdefault(id(parameter), parameter)
-    leaves = []
+    leaves: list[Leaf] = []
     for key, parameter in found.items():
         first, *others = names[key]
         layer = first.rpartition(".")[0]

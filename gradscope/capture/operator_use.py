@@ -117,7 +117,7 @@ class OperatorUse:
         self.tagged = self.row_probe = None
         if tags is not None and tagged is not None and probe is not None and self.forward.distinct:
             plain = probe(rows)
-            layout = find_layout(plain, tagged, tags, lead, candidates, rows.dtype)
+            layout = find_layout(plain, tagged, tags, lead, candidates, self.forward.precision(rows.dtype))
             memory.learn((*self.key, lead, n), layout, plain)
             return layout
         known = memory.known((*self.key, lead, n))

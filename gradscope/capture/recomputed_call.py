@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,11 +12,13 @@ from torch.nn import Module, RNNBase
 from torch.utils import _pytree as pytree
 
 from gradscope.capture.forward import Forward
+from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
 from gradscope.capture.layout import along
 from gradscope.capture.plan import Plan
 from gradscope.contributions import Dense
 from gradscope.errors import GradscopeError
+from gradscope.moments.leaf import Leaf
 from gradscope.rules.recompute import Recomputation
 
 if TYPE_CHECKING:
@@ -34,11 +37,18 @@ class RecomputedCall:
         forward: the model's call that this one is part of.
         kept: ``(args, kwargs)`` of the call.
         outputs: how many output tensors ask for a gradient.
+        device: type of the device that it ran on.
+        above: whether there are layers inside it: a second pass, for those parameters only that are ``chosen``.
     """
 
-    __slots__ = ("autocast", "by_operators", "forward", "grads", "kept", "plan", "recorder", "tagged", "waits")
+    __slots__ = (
+        "above", "autocast", "by_operators", "chosen", "forward", "grads", "kept", "plan", "recorder", "tagged", "waits"
+    )  # fmt: skip
 
-    def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, outputs: int, device: str) -> None:
+    def __init__(
+        self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, outputs: int, device: str, *,
+        above: bool = False,
+    ) -> None:  # fmt: skip
         self.recorder = recorder
         self.plan = plan
         self.forward = forward
@@ -47,7 +57,24 @@ class RecomputedCall:
         self.tagged: list[Tensor | None] = [None] * outputs
         self.waits = False
         self.by_operators = False
+        self.above = above
+        self.chosen: dict[str, Leaf] = {} if above else dict(plan.leaves)
         self.autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+
+    def drop(self) -> None:
+        """Nothing of this call is needed."""
+        self.by_operators = True
+        self.kept = Kept(())
+
+    def alias(self, value: Any) -> Any:
+        """An output under another name: where one comes from another, hooks on aliases see each one's own share."""
+        return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
+
+    def hang(self, outputs: list[Tensor]) -> None:
+        """Hooks on the outputs."""
+        for which, tensor in enumerate(outputs):
+            if tensor.requires_grad:
+                tensor.register_hook(Hook(self.recorder.shielded(_Numbered(self.on_grad, which)), self.recorder))
 
     def on_grad(self, which: int, grad: Tensor) -> None:
         """Hook on output number ``which``."""
@@ -70,7 +97,7 @@ class RecomputedCall:
     def finish(self) -> None:
         """All gradients are here: recompute."""
         step = self.forward.step
-        leaves = {name: leaf for name, leaf in self.plan.leaves.items() if leaf.wanted}
+        leaves = {name: leaf for name, leaf in self.chosen.items() if leaf.wanted}
         if step is None or all(grad is None for grad in self.grads):
             return
         try:
@@ -79,11 +106,11 @@ class RecomputedCall:
         except _Interacting:
             self.forward.mixed.append(self.plan.name)
             for leaf in leaves.values():
-                step.withhold(leaf, "samples interact after this layer", spoiled=True)
+                step.withhold(leaf, "samples interact after this layer", spoiled=True, second_pass=self.above)
             return
         except (GradscopeError, RuntimeError, ValueError, TypeError, IndexError) as error:
             for leaf in leaves.values():
-                step.withhold(leaf, f"{self.plan.reason}, and recomputing it failed: {_first_line(error)}")
+                step.withhold(leaf, self._failed(error), second_pass=self.above)
             return
         finally:
             self.grads = [None] * len(self.grads)
@@ -91,8 +118,14 @@ class RecomputedCall:
         for name, leaf in leaves.items():
             uses = self.forward.uses.get(leaf.index, 1)
             dtype = self.autocast[2] if self.autocast[1] else found[name].dtype
-            step.add(leaf, Dense(found[name]), "recomputed", uses=uses, last=True, dtype=dtype)
+            rule = f"recomputed {self.plan.name or 'the whole model'}" if self.above else "recomputed"
+            step.add(leaf, Dense(found[name]), rule, uses=uses, last=True, dtype=dtype, second_pass=self.above)
             step.of(leaf).assumed |= self.forward.tags is None
+
+    def _failed(self, error: BaseException) -> str:
+        if self.above:
+            return f"a second pass over {self.plan.name or 'the whole model'} failed: {_first_line(error)}"
+        return f"{self.plan.reason}, and recomputing it failed: {_first_line(error)}"
 
     def _check_tags(self) -> None:
         tags = self.forward.tags
@@ -110,7 +143,8 @@ class RecomputedCall:
                 return
             expected = along(tags, plain.shape, dim).reshape(plain.shape).to(plain.dtype) * plain
             off = (tagged - expected).norm()
-            if bool(off > TOLERANCE.get(plain.dtype, 1e-3) * (plain.norm() * tags.abs().max())):
+            tolerance = TOLERANCE.get(self.forward.precision(plain.dtype), 1e-3)
+            if bool(off > tolerance * (plain.norm() * tags.abs().max())):
                 raise _Interacting
         self.plan.checked = True
 
@@ -127,14 +161,25 @@ class RecomputedCall:
             grad_dims.append(dim)
         return Recomputation(
             module=module,
-            parameters={name: self.plan.leaves[name].parameter.detach() for name in names},
+            parameters={name: self.chosen[name].parameter.detach() for name in names},
             args=args,
             kwargs=kwargs,
             arg_dims=[sample_dim(module, tensor, n, batch_dim) for tensor in tensors],
             grads=[None if grad is None else grad.detach() for grad in self.grads],
             grad_dims=grad_dims,
             autocast=self.autocast,
+            tied=self.above,
         ).contributions()
+
+
+class _Numbered:
+    __slots__ = ("function", "number")
+
+    def __init__(self, function: Callable[[int, Tensor], None], number: int) -> None:
+        self.function, self.number = function, number
+
+    def __call__(self, grad: Tensor) -> None:
+        self.function(self.number, grad)
 
 
 class _Interacting(Exception):  # noqa: N818 - never leaves this file

@@ -192,6 +192,11 @@ class Recorder:
     def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
         forward.calls[plan.name] = number = forward.calls.get(plan.name, 0) + 1
         call = Call(self, plan, forward, Kept(args), (number, output.dim(), self.model.training))
+        device = output.device.type
+        if torch.is_autocast_enabled(device):
+            forward.autocast = torch.get_autocast_dtype(device)
+            if not type(plan.module).__module__.startswith("torch.nn."):
+                call.autocast = forward.autocast
         without = call.without_samples(output)
         if without or (without is None and (self.guarding or call.unsure(output))):
             forward.unbatched.append((call, output, bool(without)))

@@ -29,6 +29,7 @@ class Measured:
         signed_probe: ``⟨Σ rᵢhᵢ, R⟩`` likewise, ``[k]``.
         built: ``‖hᵢ‖²`` of the step's ``spot`` sample, from that sample's gradient in full, float64 scalar.
         spoiled: samples interact, so that no estimate would mean anything either.
+        unplaced: rows fit no sample, although no layer is known that mixes samples.
         assumed: which row belongs to which sample was assumed, not measured.
         dtype: lowest precision among the tensors that went into it.
     """
@@ -43,6 +44,7 @@ class Measured:
     signed_probe: Tensor | None = None
     built: Tensor | None = None
     spoiled: bool = False
+    unplaced: bool = False
     assumed: bool = False
     dtype: torch.dtype = torch.float64
 
