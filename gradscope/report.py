@@ -93,6 +93,8 @@ class Report:
         parameter_count: elements of all parameters that require a gradient.
         verdict: what the totals say, in words that claim no more than is known.
         warnings: drift, heavy tails, withheld figures and the like, in words.
+        held_bytes: most bytes that uses of re-used parameters kept alive in the newest window until all of them were there;
+            ``budget`` bounds it.
         overhead: measured cost as a fraction of the step's time without gradscope (0.14 is +14 %); None where unknown.
     """
 
@@ -112,6 +114,7 @@ class Report:
     verdict: str
     warnings: tuple[str, ...] = ()
     overhead: float | None = None
+    held_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain numbers, strings, lists and dicts; non-finite numbers are None, with a flag beside them."""

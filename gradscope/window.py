@@ -62,6 +62,8 @@ class Window:
         ids: the user's names of the samples, or None.
         worst: per layer (and ``None`` for the whole model) the samples that stand out: (index in the window, ratio of its
             ``‖gᵢ‖`` to the median), largest first.
+        held_bytes: most bytes that uses of re-used parameters kept alive until all of them were there; autograd would have let
+            them go earlier.
         notices: what happened in this window that a reader should know, in words.
     """
 
@@ -75,3 +77,4 @@ class Window:
     ids: tuple[str, ...] | None = None
     worst: Mapping[str | None, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    held_bytes: int = 0

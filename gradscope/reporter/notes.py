@@ -41,6 +41,15 @@ class Note:
         ]
 
 
+def size(count: float) -> str:
+    """A number of bytes, to read."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
+
+
 def notes(report: Report, rows: Sequence[Stats], glyphs: Glyphs) -> list[Note]:
     """Everything that the table's ``rows`` do not say by themselves, the most important first."""
     found = [Note("verdict", glyphs.text(report.verdict))] if report.verdict else []
@@ -50,6 +59,8 @@ def notes(report: Report, rows: Sequence[Stats], glyphs: Glyphs) -> list[Note]:
         found += missing([*rows, report.total], said, glyphs)
     if checked := coverage_notes.check(report, glyphs):
         found.append(Note("check", checked, "bold red" if "FAILS" in checked else ""))
+    if report.held_bytes:
+        found.append(Note("memory", f"{size(report.held_bytes)} held for parameters that are used several times"))
     if report.coverage:
         found.append(Note("coverage", coverage_notes.summary(report)))
     found += [

@@ -82,6 +82,7 @@ def _window(line: Mapping[str, Any], columns: Sequence[str]) -> Window:
             for layer, found in line.get("worst", ())
         },
         notices=tuple(map(_text, line.get("notices", ()))),
+        held_bytes=_count(line.get("held_bytes", 0)),
     )
 
 

@@ -49,6 +49,7 @@ def window_line(window: Window, parameters: Sequence[ParameterInfo], overhead: f
         "worst": [[layer, [[i, number(ratio)] for i, ratio in found]] for layer, found in worst.items()],
         "ids": _ids(window, worst),
         "notices": list(window.notices),
+        "held_bytes": window.held_bytes,
         "overhead": None if overhead is None else number(overhead),
     }
     return _line(record)

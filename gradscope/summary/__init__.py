@@ -60,6 +60,7 @@ def summarise(
         verdict=_verdict(total, found),
         warnings=(*warnings, *own_warnings(found)),
         overhead=overhead,
+        held_bytes=newest.held_bytes,
     )
 
 
