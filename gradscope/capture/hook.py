@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch._compile import _disable_dynamo
 
 
 class Hook:
@@ -29,7 +30,8 @@ class Hook:
             return self._uncompiled(*args, **kwargs)
         return self._function(*args, **kwargs)
 
-    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
+    # The lazy form of torch.compiler.disable, which would import the whole compiler here and now.
+    @_disable_dynamo
     def _uncompiled(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
 
