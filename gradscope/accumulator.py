@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gradscope.contributions.precision import squared_norm
 from gradscope.coverage import STATUSES, Coverage
-from gradscope.judgement import Judged, Numbers, allowed, device_numbers, differs, judge
+from gradscope.judgement import Judged, Numbers, device_numbers, judge
 from gradscope.moments.leaf import Arrival, Leaf
 from gradscope.moments.microstep import MicroStep, coarsest
-from gradscope.statistics.elementwise import elementwise_moments
-from gradscope.statistics.preconditioned import adam_preconditioner, preconditioned_sums
+from gradscope.trust import Trust
 from gradscope.window import ParameterSums, Window
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AdamState:
-    """What an Adam-like optimizer knows of one parameter: ``v``, the step count, ``β₂`` and ``ε``."""
-
-    second_moment: Tensor
-    step: float
-    beta2: float
-    eps: float
+from gradscope.window_sums import AdamState, Parts, dense, parameter_sums
 
 
 class OpenWindow:
@@ -41,12 +29,7 @@ class OpenWindow:
         self.leaves = leaves
         self.moments = moments
         self.notices: list[str] = []
-        #: Parameters in which the last guard window saw a fault that the others cannot see, and what it was.
-        self.distrusted: dict[int, str] = {}
-        #: Those that were trusted before: the next window looks again.
-        self.suspects: set[int] = set()
-        #: Each parameter's last squared differences, one per window.
-        self.differences: dict[int, deque[float]] = {}
+        self.trust = Trust()
         self.begin()
 
     def begin(self) -> None:
@@ -118,7 +101,7 @@ class OpenWindow:
                 self.problems[leaf.index] = "its .grad is gone after backward (an optimizer that steps inside it?)"
             self.grad_sq[leaf.index] = arrival.squared_norm
             if self.moments and arrival.fresh is not None:
-                self.grads[leaf.index] = _dense(arrival.fresh)
+                self.grads[leaf.index] = dense(arrival.fresh)
             return
         leaf.version = grad._version
         if leaf.baseline is not None:
@@ -126,7 +109,7 @@ class OpenWindow:
         exact = first and arrival.times == 1 and leaf.baseline is None and grad.dtype == arrival.dtype
         self.grad_sq[leaf.index] = arrival.squared_norm if exact else squared_norm(grad.detach())
         if self.moments:
-            self.grads[leaf.index] = _dense(grad.detach()).clone()
+            self.grads[leaf.index] = dense(grad.detach()).clone()
 
     # -- closing ------------------------------------------------------------------------------------------------------
 
@@ -140,17 +123,21 @@ class OpenWindow:
         """
         weights, ids = self._weights()
         share = weights / weights.sum()
-        v2 = float(share.square().sum())
+        # A window whose samples were never seen (hooks left out by a compiler) has parameters' reasons, and no figures.
+        v2 = float(share.square().sum()) if self.steps else 1.0
         judged = self._judge()
-        self._remember(index, judged)
+        guarded = {i for step in self.steps for i, record in step.measured.items() if record.built is not None}
+        self.trust.remember(index, judged, guarded)
         coverage: dict[str, Coverage] = {}
         sums: dict[str, ParameterSums] = {}
         for leaf in self.leaves:
             found = self._cover(leaf, judged.get(leaf.index))
             coverage[leaf.info.name] = found
             if found.measured and leaf.index in self.grad_sq:
-                parts = judged[leaf.index]
-                sums[leaf.info.name] = self._sums(leaf, parts, found, scale, v2, adam.get(leaf.index))
+                i = leaf.index
+                parts = Parts(i, self.steps, judged[i], self.grad_sq[i], self.grads.get(i), scale, v2)
+                by_sample = found.status in ("exact", "second pass")
+                sums[leaf.info.name] = parameter_sums(parts, by_sample=by_sample, adam=adam.get(i))
         return Window(
             index=index,
             samples=int(weights.numel()),
@@ -170,7 +157,7 @@ class OpenWindow:
             for step in self.steps
         ]
         if all(step.ids is None for step in self.steps):
-            return torch.cat(weights), None
+            return torch.cat([torch.empty(0, dtype=torch.float64), *weights]), None
         ids = [name for step in self.steps for name in (step.ids or [""] * step.samples)]
         return torch.cat(weights), tuple(ids)
 
@@ -194,16 +181,6 @@ class OpenWindow:
                 verdicts[i][k] = judge(step.measured[i], found, step, model_sq, lowest)
         return verdicts
 
-    def _remember(self, window: int, judged: Mapping[int, Sequence[Judged | None]]) -> None:
-        """A fault that only a guard sees holds until a guard finds the parameter right."""
-        for index, parts in judged.items():
-            faults = [part.coverage.reason for part in parts if part is not None and part.by_guard]
-            if faults:
-                self.suspects |= {index} - set(self.distrusted)
-                self.distrusted[index] = f"{faults[0]} (found in window {window})"
-            elif any(index in step.measured and step.measured[index].built is not None for step in self.steps):
-                self.distrusted.pop(index, None)
-
     def _cover(self, leaf: Leaf, parts: list[Judged | None] | None) -> Coverage:
         if leaf.ignored:
             return Coverage("not measured", reason="ignored, as asked")
@@ -217,71 +194,13 @@ class OpenWindow:
         if not known:
             return Coverage("not measured", reason="its gradient came without a forward that was seen")
         worst = max(known, key=lambda one: STATUSES.index(one.status))
-        if worst.measured and worst.status != "estimated" and leaf.index in self.distrusted:
-            return Coverage("mismatch", worst.rule, self.distrusted[leaf.index], worst.error)
+        if worst.measured and worst.status != "estimated" and leaf.index in self.trust.distrusted:
+            return Coverage("mismatch", worst.rule, self.trust.distrusted[leaf.index], worst.error)
         errors = [one.error for one in known if one.error == one.error]
         if worst.measured and errors:
-            text = self._lasting(leaf, errors)
+            dtype = coarsest(*(step.measured[leaf.index].dtype for step in self.steps if leaf.index in step.measured))
+            text = self.trust.lasting(leaf.index, errors, dtype)
             if text:
                 return Coverage("mismatch", worst.rule, text, max(errors))
         reason = next((one.reason for one in known if one.status == worst.status and one.reason), worst.reason)
         return Coverage(worst.status, worst.rule, reason, max(errors, default=worst.error))
-
-    def _lasting(self, leaf: Leaf, errors: Sequence[float]) -> str:
-        """A difference too small for a single window's random probes to tell from rounding, if it lasts."""
-        dtype = coarsest(*(step.measured[leaf.index].dtype for step in self.steps if leaf.index in step.measured))
-        squares = self.differences.setdefault(leaf.index, deque(maxlen=64))
-        squares.append(sum(error * error for error in errors) / len(errors))
-        error, limit = (sum(squares) / len(squares)) ** 0.5, allowed(dtype, len(squares))
-        return "" if error <= limit else f"{differs(error, limit)}, on average over {len(squares)} windows"
-
-    def _sums(
-        self, leaf: Leaf, parts: list[Judged | None], found: Coverage, scale: float, v2: float, adam: AdamState | None
-    ) -> ParameterSums:
-        square = scale * scale
-        grad_sq = float(self.grad_sq[leaf.index]) / square
-        own_sq = sum(part.own_sq for part in parts if part is not None) / square
-        norms = self._sample_norms(leaf, parts) if found.status in ("exact", "second pass") else None
-        variance = signal = preconditioned = None
-        if self.moments and norms is not None:
-            variance, signal = self._elementwise(leaf, scale, v2)
-            if variance is not None and signal is not None and adam is not None:
-                precondition = adam_preconditioner(adam.second_moment, adam.step, adam.beta2, adam.eps)
-                preconditioned = preconditioned_sums(variance, signal, precondition)
-        sample_sq = None if norms is None else norms / square
-        return ParameterSums(grad_sq, own_sq, sample_sq, variance, signal, preconditioned)
-
-    def _sample_norms(self, leaf: Leaf, parts: list[Judged | None]) -> Tensor:
-        norms = []
-        for step, part in zip(self.steps, parts, strict=True):
-            record = step.measured.get(leaf.index)
-            if part is None or record is None or record.arrival is None:
-                norms.append(torch.zeros(step.samples, dtype=torch.float64))
-            elif record.norms is not None:
-                norms.append(record.norms.cpu())
-            else:
-                norms.append(record.arrival.squared_norm.reshape(1).cpu())
-        return torch.cat(norms)
-
-    def _elementwise(self, leaf: Leaf, scale: float, v2: float) -> tuple[Tensor | None, Tensor | None]:
-        grad = self.grads.get(leaf.index)
-        total: Tensor | None = None
-        for step in self.steps:
-            record = step.measured.get(leaf.index)
-            if record is None or record.arrival is None:
-                continue
-            moment = record.second_moment
-            if moment is None and step.samples == 1 and record.arrival.fresh is not None:
-                moment = _dense(record.arrival.fresh).abs().square()
-            if moment is None:
-                return None, None
-            total = moment if total is None else total + moment
-        if grad is None or total is None:
-            return None, None
-        samples = sum(step.samples for step in self.steps)
-        return elementwise_moments(grad / scale, total / (scale * scale), v2, samples)
-
-
-def _dense(grad: Tensor) -> Tensor:
-    """The gradient in full: elementwise figures are dense, also where the gradient (of an embedding, say) is not."""
-    return grad.to_dense() if grad.is_sparse else grad

@@ -18,6 +18,7 @@ from gradscope import reporter
 from gradscope.accumulator import OpenWindow
 from gradscope.annotation import Annotation, as_annotation
 from gradscope.capture.backward import Backward
+from gradscope.capture.compiled import COMPILED, compiler_was_used, forget_graphs
 from gradscope.capture.model import check_model, find_ignored, find_parameters, find_plans, signature, unwrapped
 from gradscope.capture.optimizers import StepWatch, check_optimizers, scale_of, scaler_on_the_stack
 from gradscope.capture.options import Options
@@ -125,6 +126,7 @@ class Scope:
         self._ignored = find_ignored(model, leaves, ignore)
         self._build()
         self._watch = StepWatch(optimizers, self._before_step, self._after_step, self._recorder)
+        forget_graphs()
         self._started = time.perf_counter()
         self._recorder.attach()
 
@@ -270,6 +272,8 @@ class Scope:
                 self._recorder.guarding, self._recorder.calibrated = False, True
         orphan = not backward.forwards and bool(backward.arrivals)
         self._open.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
+        if orphan and compiler_was_used():
+            self._open.problems.update(dict.fromkeys(backward.arrivals, COMPILED))
 
     def _before_step(self) -> None:
         self._safely(self._recorder.finish_kept)
@@ -343,8 +347,8 @@ class Scope:
         """Hooks are on in windows that are measured, and off in all others."""
         if self._measuring:
             recorder, regular = self._recorder, self._measured % self._options.guard_every == 0
-            recorder.guarding = not recorder.calibrated or regular or bool(self._open.suspects)
-            self._open.suspects.clear()
+            recorder.guarding = not recorder.calibrated or regular or bool(self._open.trust.suspects)
+            self._open.trust.suspects.clear()
             if recorder.guarding:
                 for leaf in recorder.leaves:
                     leaf.probe = None

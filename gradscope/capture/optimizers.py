@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from gradscope.accumulator import AdamState
 from gradscope.capture.hook import Hook
 from gradscope.errors import ForeignOptimizerError, InvalidArgumentError
 from gradscope.moments.leaf import Leaf
+from gradscope.window_sums import AdamState
 
 
 def check_optimizers(optimizers: Sequence[Any], leaves: Sequence[Leaf]) -> None:

@@ -1,0 +1,56 @@
+"""What earlier windows have taught about a parameter's figures."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from gradscope.judgement import Judged, allowed, differs
+
+#: Windows over which differences are averaged.
+MEMORY = 64
+
+
+class Trust:
+    """Which parameters' figures are not believed, and why.
+
+    Attributes:
+        distrusted: parameters in which the last guard window saw a fault that the others cannot see, and what it was.
+        suspects: those that were trusted before; the next window looks again.
+    """
+
+    def __init__(self) -> None:
+        self.distrusted: dict[int, str] = {}
+        self.suspects: set[int] = set()
+        self._differences: dict[int, deque[float]] = {}
+
+    def remember(self, window: int, judged: Mapping[int, Sequence[Judged | None]], guarded: set[int]) -> None:
+        """Note a window: a fault that only a guard sees holds until a guard finds the parameter right.
+
+        Args:
+            window: its number.
+            judged: every parameter's verdicts.
+            guarded: parameters that a guard looked at.
+        """
+        for index, parts in judged.items():
+            faults = [part.coverage.reason for part in parts if part is not None and part.by_guard]
+            if faults:
+                self.suspects |= {index} - set(self.distrusted)
+                self.distrusted[index] = f"{faults[0]} (found in window {window})"
+            elif index in guarded:
+                self.distrusted.pop(index, None)
+
+    def lasting(self, index: int, errors: Sequence[float], dtype: torch.dtype) -> str:
+        """A difference too small for a single window's random probes to tell from rounding, if it lasts; else empty.
+
+        Args:
+            index: the parameter.
+            errors: relative differences in this window's micro-steps.
+            dtype: the coarsest that went into them.
+        """
+        squares = self._differences.setdefault(index, deque(maxlen=MEMORY))
+        squares.append(sum(error * error for error in errors) / len(errors))
+        error, limit = (sum(squares) / len(squares)) ** 0.5, allowed(dtype, len(squares))
+        return "" if error <= limit else f"{differs(error, limit)}, on average over {len(squares)} windows"

@@ -1,0 +1,104 @@
+"""One parameter's sums over a whole window, from those of its micro-steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.judgement import Judged
+from gradscope.moments.microstep import MicroStep
+from gradscope.statistics.elementwise import elementwise_moments
+from gradscope.statistics.preconditioned import adam_preconditioner, preconditioned_sums
+from gradscope.window import ParameterSums
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdamState:
+    """What an Adam-like optimizer knows of one parameter: ``v``, the step count, ``β₂`` and ``ε``."""
+
+    second_moment: Tensor
+    step: float
+    beta2: float
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """One parameter in one window.
+
+    Attributes:
+        index: the parameter.
+        steps: the window's micro-steps.
+        judged: their verdicts on it; None where nothing reached it.
+        grad_sq: ``‖ḡ‖²``, times ``scale²``.
+        grad: ``ḡ`` times ``scale``; None without ``moments=True``.
+        scale: what the loss was multiplied with.
+        weight_sq_sum: ``V₂``.
+    """
+
+    index: int
+    steps: Sequence[MicroStep]
+    judged: Sequence[Judged | None]
+    grad_sq: Tensor
+    grad: Tensor | None
+    scale: float
+    weight_sq_sum: float
+
+
+def parameter_sums(parts: Parts, *, by_sample: bool, adam: AdamState | None) -> ParameterSums:
+    """The sums, with the loss's scale divided out.
+
+    Args:
+        parts: the micro-steps' figures.
+        by_sample: whether every micro-step knows its samples' norms.
+        adam: what the optimizer knows, if it is Adam-like.
+    """
+    square = parts.scale * parts.scale
+    own_sq = sum(part.own_sq for part in parts.judged if part is not None) / square
+    norms = _sample_norms(parts) / square if by_sample else None
+    variance = signal = preconditioned = None
+    if parts.grad is not None and norms is not None:
+        variance, signal = _elementwise(parts, parts.grad)
+        if variance is not None and signal is not None and adam is not None:
+            precondition = adam_preconditioner(adam.second_moment, adam.step, adam.beta2, adam.eps)
+            preconditioned = preconditioned_sums(variance, signal, precondition)
+    return ParameterSums(float(parts.grad_sq) / square, own_sq, norms, variance, signal, preconditioned)
+
+
+def _sample_norms(parts: Parts) -> Tensor:
+    norms = []
+    for step, part in zip(parts.steps, parts.judged, strict=True):
+        record = step.measured.get(parts.index)
+        if part is None or record is None or record.arrival is None:
+            norms.append(torch.zeros(step.samples, dtype=torch.float64))
+        elif record.norms is not None:
+            norms.append(record.norms.cpu())
+        else:
+            norms.append(record.arrival.squared_norm.reshape(1).cpu())
+    return torch.cat(norms)
+
+
+def _elementwise(parts: Parts, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    total: Tensor | None = None
+    for step in parts.steps:
+        record = step.measured.get(parts.index)
+        if record is None or record.arrival is None:
+            continue
+        moment = record.second_moment
+        if moment is None and step.samples == 1 and record.arrival.fresh is not None:
+            moment = dense(record.arrival.fresh).abs().square()
+        if moment is None:
+            return None, None
+        total = moment if total is None else total + moment
+    if total is None:
+        return None, None
+    samples, scale = sum(step.samples for step in parts.steps), parts.scale
+    return elementwise_moments(grad / scale, total / (scale * scale), parts.weight_sq_sum, samples)
+
+
+def dense(grad: Tensor) -> Tensor:
+    """The gradient in full: elementwise figures are dense, also where the gradient (of an embedding, say) is not."""
+    return grad.todense() if grad.is_sparse else grad
