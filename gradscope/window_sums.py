@@ -101,4 +101,4 @@ def _elementwise(parts: Parts, grad: Tensor) -> tuple[Tensor | None, Tensor | No
 
 def dense(grad: Tensor) -> Tensor:
     """The gradient in full: elementwise figures are dense, also where the gradient (of an embedding, say) is not."""
-    return grad.todense() if grad.is_sparse else grad
+    return grad.to_dense() if grad.is_sparse else grad
