@@ -71,7 +71,7 @@ def exceptions(report: Report, glyphs: Glyphs) -> list[tuple[Status, str]]:
     """One entry for all parameters that share a status and a reason: which they are, and the reason."""
     alike: dict[tuple[Status, str], list[str]] = {}
     for name, coverage in report.coverage.items():
-        if coverage.status == "exact" or (coverage.status == "frozen" and not coverage.reason):
+        if coverage.status in ("exact", "frozen") and not coverage.reason:
             continue
         alike.setdefault((coverage.status, coverage.reason), []).append(name)
     return [
