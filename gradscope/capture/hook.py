@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch._compile import _disable_dynamo
 
+from gradscope.capture.compiled import in_one_graph
+
 
 class Hook:
     """A hook that belongs to one scope and stays behind when the model is copied or saved.
@@ -27,7 +29,7 @@ class Hook:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         # Being disabled for the compiler costs some microseconds a call, so only a call that is being compiled pays for it.
         if torch.compiler.is_compiling():
-            return self._uncompiled(*args, **kwargs)
+            return None if in_one_graph() else self._uncompiled(*args, **kwargs)
         return self._function(*args, **kwargs)
 
     # The lazy form of torch.compiler.disable, which would import the whole compiler here and now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,15 @@ def unwrapped(model: Module) -> Module:
             model = model._orig_mod
         else:
             return model
+
+
+#: Prefixes that wrappers inside a model put into names.
+_WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)(\.|$)")
+
+
+def users_name(name: str) -> str:
+    """The name as it is without ``torch.compile`` and checkpoint wrappers around parts of the model."""
+    return _WRAPPERS.sub("", name).rstrip(".")
 
 
 def check_model(model: Any) -> None:
@@ -76,7 +86,7 @@ def find_parameters(model: Module) -> list[Leaf]:
     names: dict[int, list[str]] = {}
     found: dict[int, nn.Parameter] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        names.setdefault(id(parameter), []).append(users_name(name))
         found.setdefault(id(parameter), parameter)
     leaves: list[Leaf] = []
     for key, parameter in found.items():
@@ -98,7 +108,7 @@ def find_plans(model: Module, leaves: Sequence[Leaf]) -> list[Plan]:
             if parameter is not None and id(parameter) in by_id
         }
         if own:
-            plans.append(Plan(name, module, own))
+            plans.append(Plan(users_name(name), module, own))
     return plans
 
 
@@ -108,7 +118,7 @@ def find_ignored(model: Module, leaves: Iterable[Leaf], ignore: Iterable[str | M
     Raises:
         InvalidArgumentError: an entry names nothing in the model.
     """
-    modules = {id(module): name for name, module in model.named_modules()}
+    modules = {id(module): users_name(name) for name, module in model.named_modules()}
     leaves = list(leaves)
     ignored: set[str] = set()
     for entry in ignore:
@@ -117,7 +127,7 @@ def find_ignored(model: Module, leaves: Iterable[Leaf], ignore: Iterable[str | M
                 raise InvalidArgumentError(f"ignore: {type(entry).__name__} is not part of the watched model.")
             path = modules[id(entry)]
         else:
-            path = entry
+            path = users_name(entry)
         hit = {
             leaf.info.name
             for leaf in leaves

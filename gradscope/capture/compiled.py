@@ -1,0 +1,63 @@
+"""What ``torch.compile`` does to hooks, and what is said of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Why a parameter whose layer ran inside a compiled graph has no figures.
+COMPILED = (
+    "it was used inside a compiled graph, where hooks do not run: compile without fullgraph=True, or after gradscope.watch, or "
+    "watch the model uncompiled"
+)
+
+
+def in_one_graph() -> bool:
+    """Whether the compiler, which is tracing the caller right now, may not break the graph (``fullgraph=True``).
+
+    There a hook must be left out, since a break would end the user's run. Runs while tracing, and its result becomes a constant.
+    """
+    convert = sys.modules.get("torch._dynamo.symbolic_convert")
+    try:
+        tracer: Any = convert.InstructionTranslator.current_tx()  # type: ignore[union-attr]
+        return bool(tracer.one_graph or getattr(tracer, "error_on_graph_break", False))
+    except AttributeError:
+        # Another version of torch keeps it elsewhere; breaking the graph is what most users allow.
+        return False
+
+
+# The mark of torch.compiler.assume_constant_result, which would import the whole compiler here and now.
+in_one_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def forget_graphs() -> None:
+    """Have everything compiled again, since what was compiled before hooks were hung does not call them."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+def compiler_was_used() -> bool:
+    """Whether this process has compiled anything, so that hooks may have been left out."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return utils is not None and bool(utils.counters["frames"])
+
+
+def inside_compiled(outputs: Iterable[Tensor]) -> set[int]:
+    """Ids of the parameters that compiled graphs under these outputs read."""
+    found: set[int] = set()
+    seen: set[Any] = set()
+    stack: list[Any] = [tensor.grad_fn for tensor in outputs]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        sources = [source for source, _ in node.next_functions if source is not None]
+        if "CompiledFunction" in node.name():
+            found |= {id(source.variable) for source in sources if hasattr(source, "variable")}
+        stack.extend(sources)
+    return found
