@@ -73,8 +73,12 @@ class Convolution(Contribution):
         return torch.cat([outer_squared_norms(outer.inputs, outer.grads) for outer in self.factors()])
 
     def squares_and_probes(self, probe: Probe) -> tuple[Tensor, Tensor]:
-        if cheapest(self.inputs, self.grads, self.geometry) != "native":
+        algorithm = cheapest(self.inputs, self.grads, self.geometry)
+        if algorithm == "shifted Gram":
             return self.squared_norms(), self.probe(probe)
+        if algorithm == "patches":
+            pairs = [outer.squares_and_probes(probe) for outer in self.factors()]
+            return torch.cat([norms for norms, _ in pairs]), torch.cat([probes for _, probes in pairs])
         # Each sample's gradient exists for a moment: its probes cost less than convolutions with random filters.
         squares, probes = [], []
         for i in range(self.samples):

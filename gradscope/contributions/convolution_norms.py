@@ -18,25 +18,34 @@ Algorithm = Literal["shifted Gram", "native", "patches"]
 #: Elements of Gram matrices that exist at once.
 CHUNK = 1 << 21
 
-#: Multiply-adds that copying one element of a shifted block costs; measured on maps of 4×4 to 16×16.
-_COPY = 10.0
-
-#: Gram products run at this fraction of the native backward's rate.
-_GRAM_RATE = 0.7
+# A rough model in multiply-adds of one sample, fitted to maps of 4×4 to 32×32 on one thread.
+#: Copying one element of a shifted block, and of an unfolded patch.
+_COPY, _UNFOLD = 10.0, 30.0
+#: Gram matrices of pixels run at this fraction of the native backward's rate, products of patches at that.
+_GRAM_RATE, _PATCH_RATE = 0.7, 0.67
+#: What the calls themselves cost: for each sample by the native backward, for the whole micro-batch otherwise.
+_CALLS = 1e6
 
 
 def cheapest(inputs: Tensor, grads: Tensor, geometry: Geometry) -> Algorithm:
     """The algorithm with the fewest operations, so that two runs give the same bits.
 
-    Maps of few positions have small Gram matrices; larger ones are cheaper by the native backward, sample by sample.
+    Maps of few positions have small Gram matrices; larger ones are cheaper by the native backward, sample by sample; for the
+    smallest layers the number of calls is all that counts.
     """
     if inputs.is_complex() or geometry.groups > 1:
         return "patches"
-    positions, reached = prod(grads.shape[2:]), prod(inputs.shape[2:])
-    channels, kernel, out = inputs.shape[1], prod(geometry.kernel), grads.shape[1]
-    gram = reached**2 * channels + positions**2 * out + _COPY * kernel * positions**2
-    native = positions * channels * kernel * out
-    return "shifted Gram" if gram < _GRAM_RATE * native else "native"
+    samples, positions, reached = inputs.shape[0], prod(grads.shape[2:]), prod(inputs.shape[2:])
+    out, patch = grads.shape[1], inputs.shape[1] * prod(geometry.kernel)
+    copies = _COPY * prod(geometry.kernel) * positions**2
+    gram = reached**2 * inputs.shape[1] + positions**2 * out + copies
+    product = min(positions * patch * out, positions**2 * (patch + out))
+    costs: dict[Algorithm, float] = {
+        "native": positions * patch * out + _CALLS,
+        "shifted Gram": gram / _GRAM_RATE + 2 * _CALLS / samples,
+        "patches": product / _PATCH_RATE + _UNFOLD * positions * patch + _CALLS / samples,
+    }
+    return min(costs, key=costs.__getitem__)
 
 
 def by_shifted_gram(inputs: Tensor, grads: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
