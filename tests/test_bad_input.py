@@ -426,7 +426,7 @@ def test_a_failure_while_a_window_closes_costs_only_that_window(monkeypatch):
     with gradscope.watch(model, optimizer) as scope:
         window(model, optimizer)
         with monkeypatch.context() as patch:
-            patch.setattr("gradscope.scope.OpenWindow.close", lambda *args, **kwargs: 1 / 0)
+            patch.setattr("gradscope.session.OpenWindow.close", lambda *args, **kwargs: 1 / 0)
             window(model, optimizer)
         window(model, optimizer)
         assert scope.report().windows == 2

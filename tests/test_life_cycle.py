@@ -69,7 +69,7 @@ def test_after_close_scope_and_recorder_die_with_their_last_reference():
     optimizer = sgd(model)
     scope = gradscope.watch(model, optimizer, moments=True)
     window(model, optimizer)
-    dead = [weakref.ref(scope), weakref.ref(scope._recorder)]
+    dead = [weakref.ref(scope), weakref.ref(scope._session.recorder)]
     scope.close()
     del scope
     gc.collect()

@@ -24,7 +24,7 @@ def estimates(problem, signs, monkeypatch, *, check=None):
     reports = []
     with gradscope.watch(model, optimizer, batch_dim=problem.batch_dim) as scope:
         train_window(problem, model, optimizer)  # calibration: layouts are known from here on
-        recorder = scope._recorder
+        recorder = scope._session.recorder
         take = recorder.deliver
 
         def without_rules(backward, steps):

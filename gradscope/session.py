@@ -1,0 +1,178 @@
+"""One model under observation: hooks, the window that is being filled, and what becomes of it when it closes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from gradscope.accumulator import OpenWindow
+from gradscope.annotation import Annotation
+from gradscope.capture.backward import Backward
+from gradscope.capture.compiled import COMPILED, compiler_was_used, forget_graphs
+from gradscope.capture.model import find_ignored, find_parameters, find_plans, signature
+from gradscope.capture.optimizers import StepWatch, check_optimizers, scale_of, scaler_on_the_stack
+from gradscope.capture.options import Options
+from gradscope.capture.recorder import Recorder
+from gradscope.history import History
+from gradscope.moments.microstep import MicroStep
+from gradscope.outlets import Outlets
+
+SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
+
+
+class Session:
+    """Wires the stages, and decides when a window ends.
+
+    Args:
+        model: the user's own model, without wrappers.
+        optimizers: those whose steps end windows.
+        options: what the user asked for.
+        ignore: names and modules to leave out.
+        scaler: the user's GradScaler, or None.
+
+    Attributes:
+        history: the windows that were closed.
+        outlets: where a line of each goes.
+        annotation: what the user said of the micro-step whose backward comes next.
+    """
+
+    def __init__(
+        self, model: Module, optimizers: Sequence[Any], options: Options, ignore: tuple[str | Module, ...], scaler: Any
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.history = History(options.keep)
+        self.outlets = Outlets()
+        self.annotation: Annotation | None = None
+        self._scaler = scaler
+        self._stepped: set[int] = set()
+        leaves = find_parameters(model)
+        check_optimizers(optimizers, leaves)
+        self._ignored = find_ignored(model, leaves, ignore)
+        self._build()
+        self._watch = StepWatch(optimizers, self.before_step, self._after_step, self.recorder)
+        forget_graphs()
+        self._started = time.perf_counter()
+        self.recorder.attach()
+
+    def _build(self) -> None:
+        leaves = find_parameters(self.model)
+        for leaf in leaves:
+            leaf.ignored = leaf.info.name in self._ignored
+        self.parameters = [leaf.info for leaf in leaves]
+        self._signature = signature(self.model)
+        plans = find_plans(self.model, [leaf for leaf in leaves if not leaf.ignored])
+        self.recorder = Recorder(self.model, leaves, plans, self.options, self._take)
+        self._open = OpenWindow(leaves, moments=self.options.moments)
+
+    def end(self) -> None:
+        """Take every hook off."""
+        self._watch.close()
+        self.recorder.leave()
+        self.outlets.close()
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the open window is one that ``every`` measures."""
+        return self.history.index % self.options.every == 0
+
+    # -- a backward, a step -------------------------------------------------------------------------------------------
+
+    def _take(self, backward: Backward, steps: list[MicroStep]) -> None:
+        """A backward is over."""
+        for step in steps:
+            if self.annotation is not None and step.arrived:
+                problem = self.annotation.apply(step)
+                self.annotation = None
+                if problem:
+                    self._open.notices.append(problem)
+            self.recorder.same_samples = None
+            if step.samples > 1:
+                self.recorder.guarding, self.recorder.calibrated = False, True
+        orphan = not backward.forwards and bool(backward.arrivals)
+        self._open.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
+        if orphan and compiler_was_used():
+            self._open.problems.update(dict.fromkeys(backward.arrivals, COMPILED))
+
+    def before_step(self) -> None:
+        """Parameters are about to change: what waits for a further backward is finished now."""
+        self._safely(self.recorder.finish_kept)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        self._safely(lambda: self._stepped_by(optimizer))
+
+    def _stepped_by(self, optimizer: Optimizer) -> None:
+        owners = self._watch.owners(self.recorder.leaves)
+        self._stepped.add(self._watch.optimizers.index(optimizer))
+        needed = {owners[index] for index in self._open.arrived if index in owners}
+        if not self.measuring or needed <= self._stepped:
+            self.close_window(scaler_on_the_stack())
+
+    # -- the end of a window ------------------------------------------------------------------------------------------
+
+    def close_window(self, found_scaler: Any = None) -> None:
+        """End the open window and begin the next.
+
+        Args:
+            found_scaler: a GradScaler that was seen stepping the optimizer.
+        """
+        if self.measuring:
+            if not self._open.steps and not self._open.arrived:
+                return
+            self._safely(lambda: self._measure(found_scaler))
+        self.history.index += 1
+        self._stepped.clear()
+        self._open.close_down()
+        self._refresh()
+        self.switch()
+        self._started, self.recorder.seconds = time.perf_counter(), 0.0
+
+    def _measure(self, found_scaler: Any) -> None:
+        began = time.perf_counter()
+        scaler = self._scaler if self._scaler is not None else found_scaler
+        if self._scaler is None and found_scaler is not None and found_scaler.is_enabled():
+            self.history.warn(SCALER_NOTICED)
+        for failure in self.recorder.failures:
+            self._open.notices.append(f"gradscope failed inside a hook: {failure}")
+        self.recorder.failures.clear()
+        adam = self._watch.adam(self.recorder.leaves) if self.options.moments else {}
+        window = self._open.close(self.history.index + 1, scale=scale_of(scaler), adam=adam)
+        now = time.perf_counter()
+        own = self.recorder.seconds + now - began
+        overhead = own / max(now - self._started - own, 1e-9)
+        self.history.add(window, overhead)
+        for write in self.outlets.writes(window, overhead, lambda: self.history.report(self.parameters)):
+            self._safely(write)
+
+    def _refresh(self) -> None:
+        """Look again: parameters may have been added, replaced, frozen or unfrozen."""
+        if signature(self.model) == self._signature:
+            return
+        self.recorder.leave()
+        self._build()
+        self._safely(partial(self.outlets.declare, self.parameters))
+
+    def switch(self) -> None:
+        """Hooks are on in windows that are measured, and off in all others."""
+        if not self.measuring:
+            self.recorder.detach()
+            return
+        recorder, regular = self.recorder, self.history.measured % self.options.guard_every == 0
+        recorder.guarding = not recorder.calibrated or regular or bool(self._open.trust.suspects)
+        self._open.trust.suspects.clear()
+        if recorder.guarding:
+            for leaf in recorder.leaves:
+                leaf.probe = None
+        recorder.attach()
+
+    def _safely(self, function: Callable[[], Any]) -> None:
+        """Run something of ours in the middle of the user's loop: what fails is said in the report."""
+        try:
+            function()
+        except Exception as error:  # the user's training must go on whatever fails here
+            self.history.warn(f"gradscope failed: {type(error).__name__}: {str(error)[:300]}")
