@@ -9,7 +9,7 @@ from math import isfinite, sqrt
 import torch
 from torch import Tensor
 
-from gradscope.coverage import Coverage
+from gradscope.coverage import Coverage, Status
 from gradscope.moments.microstep import Measured, MicroStep
 from gradscope.statistics.random_signs import signed_contribution_sq_sum
 
@@ -165,7 +165,7 @@ def _judge_exact(record: Measured, numbers: Numbers, model: float, coarsest: tor
     error = _relative(numbers.difference, max(numbers.fresh_sq**0.5, numbers.typical, floor))
     if not (isfinite(error) or isfinite(numbers.own_sq) or isfinite(numbers.fresh_sq)):
         # Neither the gradient nor its parts are finite: nothing can be compared, and the figures show it themselves.
-        return Judged(Coverage("exact", record.rule, "a gradient is not finite", error), numbers.own_sq)
+        return Judged(Coverage(_status(record), record.rule, "a gradient is not finite", error), numbers.own_sq)
     if not isfinite(numbers.fresh_sq) and isfinite(numbers.own_sq):
         text = "its gradient is not finite although what each sample added is: the sum overflowed in half precision"
         return Judged(Coverage("not measured", record.rule, text, error), float("nan"))
@@ -175,7 +175,7 @@ def _judge_exact(record: Measured, numbers: Numbers, model: float, coarsest: tor
     if fault:
         return Judged(Coverage("mismatch", record.rule, fault, error), float("nan"), by_guard=True)
     reason = "which rows belong to which sample was assumed, not measured" if record.assumed else ""
-    return Judged(Coverage("exact", record.rule, reason, error), numbers.own_sq)
+    return Judged(Coverage(_status(record), record.rule, reason, error), numbers.own_sq)
 
 
 def allowed(dtype: torch.dtype, windows: int) -> float:
@@ -209,6 +209,10 @@ def _wrong_square(numbers: Numbers) -> str:
         return ""
     ratio = numbers.squared / numbers.built if numbers.built else float("inf")
     return f"the squared norm of one sample is {ratio:.3g} times that of its gradient built in full"
+
+
+def _status(record: Measured) -> Status:
+    return "second pass" if record.second_pass else "exact"
 
 
 def _relative(difference: float, scale: float) -> float:

@@ -49,6 +49,7 @@ class Call:
         self.recorder = recorder
         self.plan = plan
         self.forward = forward
+        forward.packs |= torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         self.kept = kept
         self.key = key
         self.by_operators = False

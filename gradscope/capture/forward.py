@@ -39,6 +39,9 @@ class Forward:
         through: per output, what reaches it through outputs that come after it.
         unbatched: calls whose output has no batch dimension, their output, and whether that is certain; until the forward ends.
         recomputed: calls to be recomputed, until the forward ends.
+        above: names of modules that a second pass may recompute; their calls, until the forward ends.
+        second: parameters that a second pass describes.
+        packs: whether hooks on saved tensors (activation checkpoints) were in force in some layer.
         made: per call, its output's node, its inputs' nodes and its parameters, until the forward ends.
         uncovered: per parameter index, why one of its uses cannot be described.
         seen: weak references to outputs, whose retained gradients the inner backward must not touch.
@@ -51,6 +54,7 @@ class Forward:
 
     __slots__ = (
         "__weakref__",
+        "above",
         "arrivals",
         "autocast",
         "calls",
@@ -62,9 +66,11 @@ class Forward:
         "mixing",
         "number",
         "outputs",
+        "packs",
         "recomputed",
         "root",
         "samples",
+        "second",
         "seen",
         "signed",
         "starts_at",
@@ -97,6 +103,9 @@ class Forward:
         self.through: dict[int, Tensor] = {}
         self.unbatched: list[tuple[Call, Tensor, bool]] = []
         self.recomputed: list[RecomputedCall] = []
+        self.above: dict[str, list[RecomputedCall]] = {}
+        self.second: set[int] = set()
+        self.packs = False
         self.made: list[tuple[Any, list[Any], list[int]]] = []
         self.seen: list[weakref.ref[Tensor]] = []
         self.uncovered: dict[int, str] = {}
@@ -114,5 +123,7 @@ class Forward:
     def let_go(self) -> None:
         """The forward has ended: hold nothing of its graph."""
         self.frontier = None
+        for calls in self.above.values():
+            calls.clear()
         for held in (self.unbatched, self.recomputed, self.made):
             held.clear()

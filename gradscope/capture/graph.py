@@ -25,7 +25,8 @@ class Meeting:
     Attributes:
         node: the operator's node.
         operand: which operand has no samples.
-        operator: how its gradient is shared out.
+        operator: how its gradient is shared out; None for a node that nobody described, which can only be run again.
+        kind: the node's type.
         source: node that made the operand; None where that is the parameter's own.
         source_nr: which output of it.
         shape: the operand's.
@@ -37,7 +38,7 @@ class Meeting:
 
     node: Any
     operand: int
-    operator: Operator
+    operator: Operator | None
     source: Any
     source_nr: int
     shape: torch.Size
@@ -45,6 +46,12 @@ class Meeting:
     lead: torch.Size
     transposed: bool
     place: Place
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """What the operator is called."""
+        return self.kind.removesuffix("0").removesuffix("Backward") if self.operator is None else self.operator.name
 
     def without_node(self) -> Meeting:
         """The same without the operator's own node."""
@@ -57,10 +64,12 @@ class Graph:
     Args:
         outputs: the nodes to start from.
         batch_dim: dimension along which samples are likely to lie.
+        whole: whether nodes that nobody described may be run again, sample by sample.
     """
 
-    def __init__(self, outputs: Iterable[Any], batch_dim: int) -> None:
+    def __init__(self, outputs: Iterable[Any], batch_dim: int, *, whole: bool = False) -> None:
         self.batch_dim = batch_dim
+        self.whole = whole
         self.consumers: dict[Any, list[tuple[Any, int]]] = {}
         self.accumulators: dict[int, Any] = {}
         self._free: set[Any] = set()
@@ -131,21 +140,19 @@ class Graph:
                 outputs = [torch.Size(meta.shape) for meta in node._input_metadata]
                 place = (depth, kind, operand, own, outputs[0])
                 if place not in rejected and not self._passes(node, operand, own, outputs[0]):
-                    operator = find_operator(kind)
-                    known = operator is not None and operand in operator.operands
                     sure = single or any(
                         other is not None and other is not source and not self.free_of_samples(other)
                         for other, _ in node.next_functions
                     )
-                    dims = _meets(kind, operand, own, outputs[0], samples, self.batch_dim, sure) if known else ()
-                    if operator is not None and dims and not self._once(kind, node, outputs[0], samples):
+                    operator, dims = self._meets(node, operand, own, samples, sure)
+                    if dims:
                         maker = None if depth == 0 else source
                         lead = torch.Size(outputs[0][dim] for dim in dims)
                         found.append(
-                            Meeting(node, operand, operator, maker, source_nr, own, dims, lead, transposed, place)
+                            Meeting(node, operand, operator, maker, source_nr, own, dims, lead, transposed, place, kind)
                         )
                         continue
-                    if any(_grows(size, own, samples) for size in outputs):
+                    if operator is None and any(_grows(size, own, samples) for size in outputs):
                         return f"it meets the samples in {kind}, which is not known"
                 if depth >= LONGEST_CHAIN:
                     return f"it passes through more than {LONGEST_CHAIN} operators"
@@ -153,6 +160,25 @@ class Graph:
                 for number, size in enumerate(outputs):
                     stack.append((node, number, size, depth + 1, flat))
         return found if found else "nothing was seen using it"
+
+    def _meets(
+        self, node: Any, operand: int, own: torch.Size, samples: int, sure: bool
+    ) -> tuple[Operator | None, tuple[int, ...]]:
+        """What describes a node's share to one operand, and the dimensions that samples may lie along there."""
+        kind, out = node.name(), torch.Size(node._input_metadata[0].shape)
+        operator = find_operator(kind)
+        if operator is not None and operand in operator.operands:
+            dims = _meets(kind, operand, own, out, samples, self.batch_dim, sure)
+            return operator, () if dims and self._once(kind, node, out, samples) else dims
+        if (
+            not self.whole
+            or kind in _MIXING
+            or len(node._input_metadata) != 1
+            or not (sure or _grows(out, own, samples))
+        ):
+            return None, ()
+        dims = tuple(dim for dim in dict.fromkeys((self.batch_dim, 0)) if dim < len(out) and out[dim] == samples)
+        return None, dims or ((0,) if out and out[0] > 1 else ())
 
     def _passes(self, node: Any, operand: int, own: torch.Size, out: torch.Size) -> bool:
         """Whether nothing but parameters can flow into a node beside this operand."""
@@ -226,6 +252,7 @@ _PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0")
 _BY_INDEX = ("EmbeddingBackward0", "IndexBackward0")
 _BY_ROW = (*_BY_INDEX, "ConvolutionBackward0")
 _COPIES = ("ExpandBackward0", "RepeatBackward0")
+_MIXING = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0", "BatchNormBackward0")
 _ELEMENTWISE = ("AddBackward0", "SubBackward0", "MulBackward0", "DivBackward0", "WhereBackward0")
 
 

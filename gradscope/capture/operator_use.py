@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,11 @@ from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward
 from gradscope.capture.graph import Meeting
 from gradscope.capture.layout import BatchDim, Layout, NoSamples, RowProbe, Rows, find_layout
+from gradscope.capture.saved import UnreadableError, readable
 from gradscope.capture.tagging import user_hooks_lifted
 from gradscope.contributions import Contribution, Dense, Outer
 from gradscope.moments.leaf import Leaf
+from gradscope.operators.broadcast import along_dimensions
 
 if TYPE_CHECKING:
     from gradscope.capture.recorder import Recorder
@@ -68,13 +71,13 @@ class OperatorUse:
             return
         try:
             self._measure(grad)
-        except (RuntimeError, ValueError, IndexError) as error:
-            self._withhold(
-                f"the operator {self.meeting.operator.name!r} that uses it: {str(error).splitlines()[0][:200]}"
-            )
+        except (RuntimeError, ValueError, IndexError, UnreadableError) as error:
+            self._withhold(f"the operator {self.meeting.name!r} that uses it: {str(error).splitlines()[0][:200]}")
 
     def _rows(self, grad: Tensor) -> Tensor:
-        return self.meeting.operator.rows(grad, self.meeting.operand, self.meeting.dims)
+        operator = self.meeting.operator
+        rows = along_dimensions if operator is None else operator.rows
+        return rows(grad, self.meeting.operand, self.meeting.dims)
 
     def _see_tags(self, rows: Tensor) -> None:
         if self.row_probe is None:
@@ -87,17 +90,36 @@ class OperatorUse:
         if isinstance(layout, NoSamples):
             # The next forward looks further on.
             self.recorder.layouts.rejected.setdefault(self.key[1], set()).add(self.meeting.place)
-            self._withhold(
-                f"where it meets the samples ({self.meeting.operator.name}), rows do not belong to single samples"
-            )
+            self._withhold(f"where it meets the samples ({self.meeting.name}), rows do not belong to single samples")
             return
         node: Any = torch._C._current_autograd_node()
         dim, sample_of_row = self._rows_along(layout)
-        with torch.no_grad():
-            meeting = self.meeting
-            rows = meeting.operator.describe(node, meeting.operand, grad.detach(), meeting.shape, dim)
-        contribution = rows if sample_of_row is None else rows.regroup(sample_of_row, self.forward.samples)
-        self._deliver(self._at_target(contribution), grad.dtype, isinstance(layout, BatchDim) and not layout.measured)
+        assumed = isinstance(layout, BatchDim) and not layout.measured
+        with torch.no_grad(), readable(node, packs=self.forward.packs) as put_back:
+            contribution = self._shares(node, grad.detach(), dim, sample_of_row, put_back)
+        self._deliver(self._at_target(contribution), grad.dtype, assumed)
+
+    def _shares(
+        self, node: Any, grad: Tensor, dim: int, sample_of_row: Tensor | None, put_back: Callable[[], None]
+    ) -> Contribution:
+        """Each sample's gradient of the operand."""
+        meeting = self.meeting
+        if meeting.operator is not None:
+            described = meeting.operator.describe(node, meeting.operand, grad, meeting.shape, dim)
+            return described if sample_of_row is None else described.regroup(sample_of_row, self.forward.samples)
+        # A node that nobody described is run once for each sample's rows of the gradient alone.
+        rows, found = grad.movedim(dim, 0), []
+        owner = torch.arange(rows.shape[0], device=grad.device) if sample_of_row is None else sample_of_row
+        # Nodes of the user's own functions are run by another name.
+        run = node if callable(node) else node.apply
+        for i in range(self.forward.samples):
+            own = (owner == i).reshape(-1, *[1] * (grad.dim() - 1))
+            given = run(torch.where(own, rows, torch.zeros_like(rows)).movedim(0, dim))
+            share = given[meeting.operand] if isinstance(given, tuple) else given
+            # autograd's engine sums what was broadcast; a node does not.
+            found.append(share.sum_to_size(meeting.shape))
+            put_back()
+        return Dense(torch.stack(found))
 
     def _rows_along(self, layout: BatchDim | Rows) -> tuple[int, Tensor | None]:
         """The one dimension of the output that tells samples apart, and whose row is whose along it."""
@@ -161,10 +183,11 @@ class OperatorUse:
         for name, leaf in self.leaves.items():
             if step is None or name not in described:
                 continue
-            operator = self.meeting.operator.name
+            operator, again = self.meeting.name, self.meeting.operator is None
             rule = operator if isinstance(self.target, Leaf) else f"{self.target.rule.name} + {operator}"
             uses = self.forward.uses.get(leaf.index, 1)
-            step.add(leaf, described[name], rule, uses=uses, last=not self.recorder.more_backwards(), dtype=dtype)
+            last = not self.recorder.more_backwards()
+            step.add(leaf, described[name], rule, uses=uses, last=last, dtype=dtype, second_pass=again)
             step.of(leaf).assumed |= assumed
 
     def _withhold(self, reason: str, *, spoiled: bool = False) -> None:

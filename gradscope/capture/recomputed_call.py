@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import Module, RNNBase
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from gradscope.capture.forward import Forward
@@ -19,6 +20,7 @@ from gradscope.capture.plan import Plan
 from gradscope.contributions import Dense
 from gradscope.errors import GradscopeError
 from gradscope.moments.leaf import Leaf
+from gradscope.rules.packed import PackedRecomputation, sample_of_packed_row
 from gradscope.rules.recompute import Recomputation
 
 if TYPE_CHECKING:
@@ -101,14 +103,17 @@ class RecomputedCall:
         if step is None or all(grad is None for grad in self.grads):
             return
         try:
-            self._check_tags()
-            found = self._recompute(list(leaves))
+            # Read once: a checkpoint gives its tensors out a single time.
+            args, kwargs = self.kept.read()
+            self.kept = Kept(())
+            self._check_tags(args, kwargs)
+            found = self._recompute(list(leaves), args, kwargs)
         except _Interacting:
             self.forward.mixed.append(self.plan.name)
             for leaf in leaves.values():
                 step.withhold(leaf, "samples interact after this layer", spoiled=True, second_pass=self.above)
             return
-        except (GradscopeError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # a user's forward may raise anything on single samples; it costs these figures only
             for leaf in leaves.values():
                 step.withhold(leaf, self._failed(error), second_pass=self.above)
             return
@@ -120,21 +125,28 @@ class RecomputedCall:
             dtype = self.autocast[2] if self.autocast[1] else found[name].dtype
             rule = f"recomputed {self.plan.name or 'the whole model'}" if self.above else "recomputed"
             step.add(leaf, Dense(found[name]), rule, uses=uses, last=True, dtype=dtype, second_pass=self.above)
-            step.of(leaf).assumed |= self.forward.tags is None
+            step.of(leaf).assumed |= not self.plan.checked
 
     def _failed(self, error: BaseException) -> str:
         if self.above:
             return f"a second pass over {self.plan.name or 'the whole model'} failed: {_first_line(error)}"
         return f"{self.plan.reason}, and recomputing it failed: {_first_line(error)}"
 
-    def _check_tags(self) -> None:
-        tags = self.forward.tags
+    def _check_tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        packed = self._packed(args, kwargs)
+        if packed is not None:
+            self._check_packed(packed[0])
+            return
+        tags, n, batch_dim = self.forward.tags, self.forward.samples, self.recorder.options.batch_dim
+        read = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if all(sample_dim(self.plan.module, tensor, n, batch_dim) is None for tensor in read):
+            raise GradscopeError("it runs once for all samples")
         if tags is None:
             return
         for plain, tagged in zip(self.grads, self.tagged, strict=True):
             if plain is None or tagged is None:
                 continue
-            dim = sample_dim(self.plan.module, plain, self.forward.samples, self.recorder.options.batch_dim)
+            dim = sample_dim(self.plan.module, plain, n, batch_dim)
             if dim is None:
                 raise GradscopeError("its output has no batch dimension")
             shape = [1] * plain.dim()
@@ -148,8 +160,34 @@ class RecomputedCall:
                 raise _Interacting
         self.plan.checked = True
 
-    def _recompute(self, names: list[str]) -> dict[str, Tensor]:
-        args, kwargs = self.kept.read()
+    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PackedSequence, Any] | None:
+        """A recurrent module's packed sequence, which has rows and no dimension of samples, and its initial state."""
+        if not isinstance(self.plan.module, RNNBase):
+            return None
+        given = (*as_positional(self.plan.module, args, kwargs), None)
+        return (given[0], given[1]) if isinstance(given[0], PackedSequence) else None
+
+    def _check_packed(self, packed: PackedSequence) -> None:
+        tags, plain, tagged = self.forward.tags, self.grads[0], self.tagged[0]
+        if tags is None or plain is None or tagged is None:
+            return
+        expected = tags.to(plain.device, plain.dtype)[sample_of_packed_row(packed)].unsqueeze(1) * plain
+        if bool((tagged - expected).norm() > TOLERANCE.get(plain.dtype, 1e-3) * (plain.norm() * tags.abs().max())):
+            raise _Interacting
+        self.plan.checked = True
+
+    def _recompute(self, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        packed = self._packed(args, kwargs)
+        if packed is not None and isinstance(self.plan.module, RNNBase):
+            return PackedRecomputation(
+                module=self.plan.module,
+                parameters={name: self.chosen[name].parameter.detach() for name in names},
+                packed=packed[0],
+                state=packed[1],
+                grads=[None if grad is None else grad.detach() for grad in self.grads],
+                samples=self.forward.samples,
+                autocast=self.autocast,
+            ).contributions()
         module, n = self.plan.module, self.forward.samples
         batch_dim = self.recorder.options.batch_dim
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

@@ -22,6 +22,7 @@ from gradscope.capture.layout_memory import LayoutMemory
 from gradscope.capture.options import Options
 from gradscope.capture.plan import Plan
 from gradscope.capture.recomputed_call import RecomputedCall, as_positional
+from gradscope.capture.second_pass import SecondPass
 from gradscope.capture.tagging import OutputHook, register_first
 from gradscope.capture.tensors import batch_size, tensors_in
 from gradscope.capture.uses import hook_operators
@@ -66,6 +67,7 @@ class Recorder:
         self.functional: set[int] = set()
         self.same_samples: bool | None = None
         self.calibrated = False
+        self.second_pass = SecondPass(self) if options.second_pass else None
         self._forwards = 0
         self._latest: weakref.ref[Forward] | None = None
         self._handles: list[Any] = []
@@ -83,6 +85,9 @@ class Recorder:
         model = self.model
         for plan in self.plans:
             self._hang(plan.module.register_forward_hook, _PlanHook(self, plan), with_kwargs=True)
+        if self.second_pass is not None:
+            for plan in self.second_pass.plans.values():
+                self._hang(plan.module.register_forward_hook, _AboveHook(self, plan), with_kwargs=True)
         self._hang(model.register_forward_hook, self._after_model, with_kwargs=True)
         for leaf in self.leaves:
             if leaf.wanted:
@@ -240,6 +245,8 @@ class Recorder:
             node.register_prehook(Hook(self.shielded(hook.on_node), self))
         if forward.samples > 1:
             hook_operators(self, forward, outputs)
+            if self.second_pass is not None:
+                self.second_pass.choose(forward)
         forward.let_go()
 
     # -- backward -----------------------------------------------------------------------------------------------------
@@ -270,6 +277,7 @@ class Recorder:
             leaf.directions(self.generator)
         spot = self._draw_spot(forward.samples, chosen) if self.guarding else None
         step = MicroStep(forward.samples, moments=options.moments, chosen=chosen, budget=options.budget, spot=spot)
+        step.second = forward.second
         for index, reason in forward.uncovered.items():
             step.withhold(self.leaves[index], reason)
         return step
@@ -343,6 +351,8 @@ class Recorder:
     def _learn(self, steps: list[MicroStep]) -> None:
         """Which parameters need the inner backward in every micro-step from now on."""
         for step in steps:
+            if self.second_pass is not None and step.samples > 1:
+                self.second_pass.learn(step)
             for index, record in step.measured.items():
                 if record.arrival is None or step.samples == 1:
                     continue
@@ -364,6 +374,26 @@ class _PlanHook:
 
     def __call__(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         return self.recorder.after_layer(self.plan, args, kwargs, output)
+
+
+class _AboveHook:
+    __slots__ = ("plan", "recorder")
+
+    def __init__(self, recorder: Recorder, plan: Plan) -> None:
+        self.recorder, self.plan = recorder, plan
+
+    def __call__(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        recorder, forward = self.recorder, self.recorder.forward
+        if recorder.second_pass is None or not torch.is_grad_enabled():
+            return None
+        if torch._C._current_graph_task_id() != -1 or recorder.tagging is not None:
+            again = recorder.tagging or (recorder.backward.first if recorder.backward is not None else None)
+            if again is not None:
+                recorder.second_pass.keep_likewise(self.plan, again, args, kwargs)
+            return None
+        if forward is None or forward.samples == 1:
+            return None
+        return recorder.second_pass.after_module(self.plan, forward, args, kwargs, output)
 
 
 class _LeafHook:

@@ -29,7 +29,7 @@ class SecondPass:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        #: Parameters that came out without figures of single samples although their use looked known.
+        #: Parameters that nothing nearer describes: known when a forward ends, or from the figures that a backward left out.
         self.missing: set[int] = set()
         names = {leaf.index: (leaf.info.name, *leaf.info.aliases) for leaf in recorder.leaves}
         #: Per parameter, the names of the modules that contain every use of it, nearest first.
@@ -70,6 +70,7 @@ class SecondPass:
             name = next((name for name in self.above[leaf.index] if name in forward.above), None)
             if name is None:
                 continue
+            self.missing.add(leaf.index)
             forward.second.add(leaf.index)
             forward.uncovered.pop(leaf.index, None)
             forward.uses[leaf.index] = len(forward.above[name])
@@ -81,7 +82,12 @@ class SecondPass:
                     forward.wants_tags |= not call.plan.checked
                 else:
                     call.drop()
-        forward.above.clear()
+            calls.clear()
+
+    def keep_likewise(self, plan: Plan, forward: Forward, args: Any, kwargs: Any) -> None:
+        """A checkpoint that runs its part again must save as many tensors as the first time, ours included."""
+        if plan.name in forward.above:
+            Kept((args, kwargs))
 
     def learn(self, step: MicroStep) -> None:
         """Note what this micro-step could not say of single samples."""

@@ -31,7 +31,8 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
     looking = recorder.guarding or forward.wants_tags
     if not (raw or shared or forward.unbatched or forward.recomputed or looking):
         return
-    graph = Graph((tensor.grad_fn for tensor in outputs), recorder.options.batch_dim)
+    options = recorder.options
+    graph = Graph((tensor.grad_fn for tensor in outputs), options.batch_dim, whole=options.second_pass)
     if looking or shared:
         _look_for_functional_uses(recorder, forward, graph, shared if not looking else recorder.leaves)
     for call, output, certain in forward.unbatched:
@@ -95,6 +96,8 @@ def _hook_leaf(
 
 def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Call, output: Tensor) -> None:
     node = output.grad_fn
+    if node is None:
+        return
     rejected = recorder.layouts.rejected.get(call.plan.name, set())
     meetings = graph.meetings(node, output.shape, forward.samples, set(), rejected)
     if isinstance(meetings, str):

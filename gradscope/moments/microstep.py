@@ -29,6 +29,7 @@ class Measured:
         signed_probe: ``⟨Σ rᵢhᵢ, R⟩`` likewise, ``[k]``.
         built: ``‖hᵢ‖²`` of the step's ``spot`` sample, from that sample's gradient in full, float64 scalar.
         spoiled: samples interact, so that no estimate would mean anything either.
+        second_pass: something above the parameter's owner was run again for it.
         unplaced: rows fit no sample, although no layer is known that mixes samples.
         assumed: which row belongs to which sample was assumed, not measured.
         dtype: lowest precision among the tensors that went into it.
@@ -45,6 +46,7 @@ class Measured:
     built: Tensor | None = None
     spoiled: bool = False
     unplaced: bool = False
+    second_pass: bool = False
     assumed: bool = False
     dtype: torch.dtype = torch.float64
 
@@ -81,6 +83,8 @@ class MicroStep:
         self.signs: Tensor | None = None
         self.measured: dict[int, Measured] = {}
         self.held: dict[int, Held] = {}
+        #: Parameters that only a second pass describes; what else is said of them is ignored.
+        self.second: set[int] = set()
         self.held_bytes = 0
         self.peak_bytes = 0
         self.weights: Tensor | None = None
@@ -99,8 +103,10 @@ class MicroStep:
         """Whether anything reached a parameter."""
         return any(record.arrival is not None for record in self.measured.values())
 
-    def withhold(self, leaf: Leaf, reason: str, *, spoiled: bool = False) -> None:
+    def withhold(self, leaf: Leaf, reason: str, *, spoiled: bool = False, second_pass: bool = False) -> None:
         """No figures by a rule for this parameter in this micro-step, and why; the first reason stays."""
+        if leaf.index in self.second and not second_pass:
+            return
         record = self.of(leaf)
         record.spoiled |= spoiled
         record.reason = record.reason or reason
@@ -108,8 +114,9 @@ class MicroStep:
         self._drop(leaf.index)
 
     def add(
-        self, leaf: Leaf, contribution: Contribution, rule: str, *, uses: int, last: bool, dtype: torch.dtype
-    ) -> None:
+        self, leaf: Leaf, contribution: Contribution, rule: str, *, uses: int, last: bool, dtype: torch.dtype,
+        second_pass: bool = False,
+    ) -> None:  # fmt: skip
         """One use of a parameter; the figures are computed with its last use.
 
         Args:
@@ -119,8 +126,12 @@ class MicroStep:
             uses: how many uses the forward recorded.
             last: whether no further backward of this micro-step can bring more (else all are held until the end).
             dtype: precision that the contribution was computed from.
+            second_pass: whether a module above the parameter's owner, or a whole operator, was run again for it.
         """
+        if leaf.index in self.second and not second_pass:
+            return
         record = self.of(leaf)
+        record.second_pass |= second_pass
         if record.reason:
             return
         record.dtype = coarsest(record.dtype, dtype)

@@ -35,6 +35,7 @@ class Recomputation:
         grads: for each output tensor that asks for a gradient, what came back; None where nothing did.
         grad_dims: where the samples lie in each output.
         autocast: device type, enabled and dtype of autocast when the module ran.
+        tied: whether a parameter that has several names in the module is asked for under all of them.
     """
 
     module: Module
@@ -45,6 +46,7 @@ class Recomputation:
     grads: Sequence[Tensor | None]
     grad_dims: Sequence[int]
     autocast: tuple[str, bool, torch.dtype]
+    tied: bool = False
 
     def contributions(self) -> dict[str, Tensor]:
         """``hᵢ`` of each asked parameter, ``[n, *shape]``.
@@ -108,7 +110,7 @@ class Recomputation:
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         device, enabled, dtype = self.autocast
         with torch.autocast(device, enabled=enabled, dtype=dtype, cache_enabled=False):
-            output = functional_call(self.module, ({**parameters}, buffers), args, kwargs, tie_weights=False)
+            output = functional_call(self.module, ({**parameters}, buffers), args, kwargs, tie_weights=self.tied)
         outputs = outputs_of(output)
         return [outputs[k] for k in present]
 
