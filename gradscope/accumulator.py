@@ -104,12 +104,25 @@ class OpenWindow:
                 self.grads[leaf.index] = dense(arrival.fresh)
             return
         leaf.version = grad._version
+        if first and leaf.hooked and leaf.baseline is None:
+            self._compare_stored(leaf, grad.detach(), arrival)
         if leaf.baseline is not None:
             grad = grad.detach() - leaf.baseline
         exact = first and arrival.times == 1 and leaf.baseline is None and grad.dtype == arrival.dtype
         self.grad_sq[leaf.index] = arrival.squared_norm if exact else squared_norm(grad.detach())
         if self.moments:
             self.grads[leaf.index] = dense(grad.detach()).clone()
+
+    def _compare_stored(self, leaf: Leaf, grad: Tensor, arrival: Arrival) -> None:
+        """Notice a hook of the user's own that changes what is stored."""
+        if leaf.probe is None:
+            return
+        stored = leaf.probe.of(grad)
+        if not torch.allclose(stored, arrival.probe, rtol=1e-3, equal_nan=True):
+            self.problems[leaf.index] = (
+                "a hook of your own on this parameter changes its gradient before it is stored (a mask?), so that .grad is "
+                "not the sum of what the samples added"
+            )
 
     # -- closing ------------------------------------------------------------------------------------------------------
 
@@ -133,6 +146,7 @@ class OpenWindow:
         for leaf in self.leaves:
             found = self._cover(leaf, judged.get(leaf.index))
             coverage[leaf.info.name] = found
+            leaf.mismatched = found.status == "mismatch"
             if found.measured and leaf.index in self.grad_sq:
                 i = leaf.index
                 parts = Parts(i, self.steps, judged[i], self.grad_sq[i], self.grads.get(i), scale, v2)

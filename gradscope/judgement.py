@@ -170,7 +170,8 @@ def _judge_exact(record: Measured, numbers: Numbers, model: float, coarsest: tor
         text = "its gradient is not finite although what each sample added is: the sum overflowed in half precision"
         return Judged(Coverage("not measured", record.rule, text, error), float("nan"))
     if not error <= limit:
-        return Judged(Coverage("mismatch", record.rule, differs(error, limit), error), float("nan"))
+        text = _l2_term(record) or differs(error, limit)
+        return Judged(Coverage("mismatch", record.rule, text, error), float("nan"))
     fault = _wrong_samples(numbers, model, coarsest) or _wrong_square(numbers)
     if fault:
         return Judged(Coverage("mismatch", record.rule, fault, error), float("nan"), by_guard=True)
@@ -186,6 +187,23 @@ def allowed(dtype: torch.dtype, windows: int) -> float:
 def differs(error: float, limit: float) -> str:
     """What is said of contributions that do not add up."""
     return f"captured contributions differ from the gradient by {error:.1e} (up to {limit:.0e} is rounding)"
+
+
+def _l2_term(record: Measured) -> str:
+    """What is missing, where it is the parameter itself times a number; else empty."""
+    if record.probes is None or record.arrival is None or record.parameter_probe is None:
+        return ""
+    rest, along = record.arrival.probe - record.probes.sum(0), record.parameter_probe
+    along = along.to(rest.dtype)
+    if along.numel() < 2 or not bool(along.abs().min() > 0) or rest.is_complex():
+        return ""
+    factor = float((rest * along).sum() / along.square().sum())
+    if not float((rest - factor * along).norm()) <= 2e-3 * float(rest.norm()):
+        return ""
+    return (
+        f"the loss holds an L2 term of about {factor / 2:.3g}·‖parameter‖², which belongs to no sample: leave it to the "
+        f"optimizer (weight_decay={factor:.3g}), or give it a backward of its own"
+    )
 
 
 def _wrong_samples(numbers: Numbers, model: float, coarsest: torch.dtype) -> str:

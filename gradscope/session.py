@@ -67,7 +67,7 @@ class Session:
         self.parameters = [leaf.info for leaf in leaves]
         self._signature = signature(self.model)
         plans = find_plans(self.model, [leaf for leaf in leaves if not leaf.ignored])
-        self.recorder = Recorder(self.model, leaves, plans, self.options, self._take)
+        self.recorder = Recorder(self.model, leaves, plans, self.options, self._take, self._begin_forward)
         self._open = OpenWindow(leaves, moments=self.options.moments)
 
     def end(self) -> None:
@@ -113,6 +113,18 @@ class Session:
         if not self.measuring or needed <= self._stepped:
             self.close_window(scaler_on_the_stack())
 
+    def _begin_forward(self) -> None:
+        """Some optimizers have stepped, and the next forward begins: the others will not step for this window any more."""
+        if self._stepped and self.measuring:
+            self._safely(self._close_with_some)
+
+    def _close_with_some(self) -> None:
+        owners = self._watch.owners(self.recorder.leaves)
+        for index in self._open.arrived:
+            if index in owners and owners[index] not in self._stepped:
+                self._open.problems[index] = "its optimizer did not step: this gradient is part of no update"
+        self.close_window()
+
     # -- the end of a window ------------------------------------------------------------------------------------------
 
     def close_window(self, found_scaler: Any = None) -> None:
@@ -123,6 +135,7 @@ class Session:
         """
         if self.measuring:
             if not self._open.steps and not self._open.arrived:
+                self._stepped.clear()
                 return
             self._safely(lambda: self._measure(found_scaler))
         self.history.index += 1

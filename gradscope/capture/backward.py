@@ -19,6 +19,12 @@ TWO_FORWARDS = (
 )
 
 
+DIFFERENTIATED = (
+    "the loss holds a gradient (create_graph=True: a gradient penalty), and what a sample adds through it passes no hook: windows "
+    "without the penalty (lazy regularisation) are measured"
+)
+
+
 class Backward:
     """One backward: the forwards it reached, and what it added to the parameters.
 
@@ -26,10 +32,12 @@ class Backward:
         task: autograd's number of it.
     """
 
-    __slots__ = ("added", "arrivals", "forwards", "restarted", "task", "touched")
+    __slots__ = ("added", "arrivals", "creates", "forwards", "restarted", "task", "touched")
 
     def __init__(self, task: int) -> None:
         self.task = task
+        #: Whether it builds a graph of its own (``create_graph``).
+        self.creates = False
         self.forwards: list[Forward] = []
         self.arrivals: dict[int, Arrival] = {}
         #: Parameters to which something was added; ``autograd.grad`` passes the hooks but adds nothing.
@@ -133,6 +141,9 @@ def finish_forwards(
             for record in step.measured.values():
                 record.reason, record.norms, record.probes, record.spoiled = TWO_FORWARDS, None, None, True
     _attach(step, live, total, leaves)
+    if any(forward.differentiated for forward in live):
+        for record in step.measured.values():
+            record.reason, record.norms, record.probes, record.spoiled = DIFFERENTIATED, None, None, True
     return [step]
 
 
@@ -154,6 +165,9 @@ def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival
     for index, arrival in arrivals.items():
         record = step.of(leaves[index])
         record.arrival = arrival
+        leaf = leaves[index]
+        if leaf.probe is not None and leaf.info.numel > 1 and (step.spot is not None or leaf.mismatched):
+            record.parameter_probe = leaf.probe.of(leaf.parameter.detach())
         if not record.reason and record.norms is None:
             record.reason = "no layer that gradscope knows was seen using it"
         if arrival.dtype in (torch.float16, torch.bfloat16, torch.float32):

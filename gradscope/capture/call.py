@@ -73,6 +73,7 @@ class Call:
         if recorder.tagging is not None:
             if recorder.tagging is self.forward:
                 self._see_tags(grad)
+                self.kept.pass_by()
             return
         if not recorder.enter(self.forward) or self.by_operators:
             return
@@ -82,12 +83,14 @@ class Call:
             self.grad = grad if self.grad is None else self.grad + grad
             return
         self.measure(grad, last=True)
+        self.kept.release()
 
     def finish(self) -> None:
         """The micro-step's last backward is over: describe the sum of all that came back."""
         grad, self.grad = self.grad, None
         if grad is not None:
             self.measure(grad, last=True)
+        self.kept.release()
 
     def measure(self, grad: Tensor, last: bool) -> None:
         """Describe this call's contributions and hand them to the micro-step."""

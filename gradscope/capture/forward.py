@@ -34,6 +34,7 @@ class Forward:
         starts_at: the output from which the inner backward that is running started.
         tags: what each sample's gradient at the output was multiplied with in the inner backward, float64 ``[n]``.
         signed: per parameter index, ``Σ rᵢhᵢ`` while outputs still add to it.
+        pending: per layer, how many of its calls in reentrant checkpoints are still to be recomputed.
         outputs: number of outputs with a hook.
         tag_error: why there are no tags although they were wanted.
         through: per output, what reaches it through outputs that come after it.
@@ -46,6 +47,7 @@ class Forward:
         uncovered: per parameter index, why one of its uses cannot be described.
         seen: weak references to outputs, whose retained gradients the inner backward must not touch.
         frontier: the autograd node and output number of the last call with a batch dimension, until the forward ends.
+        differentiated: its gradients were taken with ``create_graph``, and may be part of the loss.
         distinct: whether the tags tell every sample from every other (random signs do not).
         wants_tags: whether some call's layout is not known yet.
         mixing: modules that are known to mix samples; mixed: layers whose rows fit no sample.
@@ -58,6 +60,7 @@ class Forward:
         "arrivals",
         "autocast",
         "calls",
+        "differentiated",
         "distinct",
         "done",
         "frontier",
@@ -67,6 +70,7 @@ class Forward:
         "number",
         "outputs",
         "packs",
+        "pending",
         "recomputed",
         "root",
         "samples",
@@ -99,6 +103,7 @@ class Forward:
         self.tags: Tensor | None = None
         self.signed: dict[int, Tensor] = {}
         self.outputs = 0
+        self.pending: dict[str, int] = {}
         self.tag_error = ""
         self.through: dict[int, Tensor] = {}
         self.unbatched: list[tuple[Call, Tensor, bool]] = []
@@ -112,6 +117,7 @@ class Forward:
         self.frontier: tuple[Any, int] | None = None
         self.wants_tags = False
         self.distinct = False
+        self.differentiated = False
         self.mixing: list[str] = []
         self.mixed: list[str] = []
         self.done = False

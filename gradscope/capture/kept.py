@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -52,6 +53,15 @@ class Kept:
         saved = self._node.grad_fn.saved_tensors if self._node is not None else ()
         result: tuple[Any, ...] = _fill(self._spec, iter(saved))
         return result
+
+    def pass_by(self) -> None:
+        """Read and forget, in a backward before the last: a checkpoint holds what was recomputed until everyone has read it."""
+        with suppress(RuntimeError):
+            self.read()
+
+    def release(self) -> None:
+        """Let go: autograd frees what a layer saved as soon as its backward is over, and so does this."""
+        self._node, self._spec = None, ()
 
 
 class _Slot:

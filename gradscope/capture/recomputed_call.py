@@ -120,6 +120,7 @@ class RecomputedCall:
         finally:
             self.grads = [None] * len(self.grads)
             self.tagged = [None] * len(self.tagged)
+            self.kept.release()
         for name, leaf in leaves.items():
             uses = self.forward.uses.get(leaf.index, 1)
             dtype = self.autocast[2] if self.autocast[1] else found[name].dtype

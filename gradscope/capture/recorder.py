@@ -15,6 +15,7 @@ from torch.utils.checkpoint import _StopRecomputationError
 
 from gradscope.capture.backward import Backward, finish_forwards
 from gradscope.capture.call import Call
+from gradscope.capture.compiled import COMPILED, compiler_was_used, inside_compiled
 from gradscope.capture.forward import Forward
 from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
@@ -43,17 +44,19 @@ class Recorder:
         plans: its modules that own parameters.
         options: what the user asked for.
         deliver: called after each backward, with the micro-steps that it finished.
+        on_forward: called when a forward with a graph begins.
     """
 
     def __init__(
         self, model: Module, leaves: list[Leaf], plans: list[Plan], options: Options,
-        deliver: Callable[[Backward, list[MicroStep]], None],
+        deliver: Callable[[Backward, list[MicroStep]], None], on_forward: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.model = model
         self.leaves = leaves
         self.plans = plans
         self.options = options
         self.deliver = deliver
+        self.on_forward = on_forward
         self.generator = torch.Generator().manual_seed(SEED)
         self.forward: Forward | None = None
         self.tagging: Forward | None = None
@@ -84,14 +87,16 @@ class Recorder:
             return
         model = self.model
         for plan in self.plans:
-            self._hang(plan.module.register_forward_hook, _PlanHook(self, plan), with_kwargs=True)
+            # First of all: the user's own hooks may return something else than what the layer did.
+            self._hang(plan.module.register_forward_hook, _PlanHook(self, plan), with_kwargs=True, prepend=True)
         if self.second_pass is not None:
             for plan in self.second_pass.plans.values():
                 self._hang(plan.module.register_forward_hook, _AboveHook(self, plan), with_kwargs=True)
         self._hang(model.register_forward_hook, self._after_model, with_kwargs=True)
         for leaf in self.leaves:
             if leaf.wanted:
-                self._hang(leaf.parameter.register_hook, _LeafHook(self, leaf))
+                arrival = Hook(self.shielded(_LeafHook(self, leaf)), self)
+                self._handles.append(register_first(leaf.parameter, arrival))
                 added = Hook(_AddedHook(self, leaf.index), None)
                 self._handles.append(leaf.parameter.register_post_accumulate_grad_hook(added))
 
@@ -145,8 +150,9 @@ class Recorder:
         self.forward = None
         if not torch.is_grad_enabled():
             return
+        self.on_forward()
         samples = batch_size(args, kwargs, self.options.batch_dim)
-        if samples:
+        if samples and self._handles:
             self._forwards += 1
             self.forward = Forward(samples, root=True, number=self._forwards)
             # Weakly: what belongs to a graph goes when the graph goes.
@@ -154,7 +160,10 @@ class Recorder:
 
     def after_layer(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of a layer that owns parameters."""
-        if not torch.is_grad_enabled() or self.tagging is not None:
+        if self.tagging is not None:
+            return self._keep_likewise(plan, args, kwargs, output)
+        if not torch.is_grad_enabled():
+            self._expect(plan)
             return None
         tensors = [t for t in outputs_of(output) if t.requires_grad]
         leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
@@ -166,14 +175,20 @@ class Recorder:
             return None
         forward.seen.extend(weakref.ref(tensor) for tensor in tensors)
         dim = self.options.batch_dim
-        if tensors[0].dim() > dim and tensors[0].shape[dim] == forward.samples and tensors[0].grad_fn is not None:
+        if (
+            not in_backward
+            and tensors[0].dim() > dim
+            and tensors[0].shape[dim] == forward.samples
+            and tensors[0].grad_fn is not None
+        ):
             forward.frontier = (tensors[0].grad_fn, tensors[0].output_nr)
         if forward.samples == 1:
             # All that arrives at a parameter is the only sample's.
             return None
-        described = (plan.rule is not None and len(tensors) == 1) or (plan.recompute and not plan.by_operators)
-        if not described:
+        if not self._describes(plan, tensors):
             return None
+        if in_backward and self._is_repeated(forward, plan):
+            return self._keep_likewise(plan, args, kwargs, output)
         if not in_backward:
             for leaf in leaves:
                 forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
@@ -184,11 +199,40 @@ class Recorder:
             return None
         return self._hook_recomputed(plan, forward, args, kwargs, output, tensors)
 
+    def _keep_likewise(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A checkpoint is recomputed for an inner backward: it must save as many tensors as in the forward, ours included."""
+        tensors = [t for t in outputs_of(output) if t.requires_grad]
+        if tensors and any(leaf.wanted for leaf in plan.leaves.values()) and self._describes(plan, tensors):
+            Kept((args, kwargs) if plan.rule is None else as_positional(plan.module, args, kwargs))
+
+    def _expect(self, plan: Plan) -> None:
+        """Without a graph inside a forward that has one: a reentrant checkpoint, whose uses come during backward."""
+        forward = self.forward
+        if forward is None or forward.samples == 1 or torch._C._current_graph_task_id() != -1:
+            return
+        if plan.rule is not None or plan.recompute:
+            forward.pending[plan.name] = forward.pending.get(plan.name, 0) + 1
+            for leaf in plan.leaves.values():
+                forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
+
+    @staticmethod
+    def _is_repeated(forward: Forward, plan: Plan) -> bool:
+        """Whether a call during backward repeats one whose hooks hang already: a checkpoint that is not reentrant."""
+        left = forward.pending.get(plan.name, 0)
+        if left:
+            forward.pending[plan.name] = left - 1
+        return forward.root and not left
+
+    @staticmethod
+    def _describes(plan: Plan, tensors: list[Tensor]) -> bool:
+        return (plan.rule is not None and len(tensors) == 1) or (plan.recompute and not plan.by_operators)
+
     def _current_forward(self, args: Any, kwargs: Any, in_backward: bool) -> Forward | None:
         if in_backward:
             return self.backward.first if self.backward is not None else None
         self.backward = None
         if self.forward is None or (not self.forward.root and self.forward.step is not None):
+            self.on_forward()
             samples = batch_size(args, kwargs, self.options.batch_dim)
             self._forwards += 1
             self.forward = Forward(samples, root=False, number=self._forwards) if samples else None
@@ -203,7 +247,8 @@ class Recorder:
             if not type(plan.module).__module__.startswith("torch.nn."):
                 call.autocast = forward.autocast
         without = call.without_samples(output)
-        if without or (without is None and (self.guarding or call.unsure(output))):
+        recomputed = torch._C._current_graph_task_id() != -1
+        if not recomputed and (without or (without is None and (self.guarding or call.unsure(output)))):
             forward.unbatched.append((call, output, bool(without)))
         if call.unsure(output):
             forward.wants_tags = True
@@ -219,7 +264,8 @@ class Recorder:
             output = pytree.tree_map(_alias, output)
         if not plan.checked:
             forward.wants_tags = True
-            forward.recomputed.append(call)
+            if torch._C._current_graph_task_id() == -1:
+                forward.recomputed.append(call)
         for which, tensor in enumerate(outputs_of(output)):
             if tensor.requires_grad:
                 tensor.register_hook(Hook(self.shielded(_Numbered(call.on_grad, which)), self))
@@ -247,6 +293,11 @@ class Recorder:
             hook_operators(self, forward, outputs)
             if self.second_pass is not None:
                 self.second_pass.choose(forward)
+        if forward.uncovered and compiler_was_used():
+            inside = inside_compiled(outputs)
+            for leaf in self.leaves:
+                if leaf.index in forward.uncovered and id(leaf.parameter) in inside:
+                    forward.uncovered[leaf.index] = COMPILED
         forward.let_go()
 
     # -- backward -----------------------------------------------------------------------------------------------------
@@ -257,11 +308,13 @@ class Recorder:
             self.backward = Backward(torch._C._current_graph_task_id())
             torch.autograd.Variable._execution_engine.queue_callback(self.shielded(self._after_backward))
         self.backward.reach(forward)
+        # Hooks run with gradients enabled only where the backward itself is to be differentiated.
+        self.backward.creates |= torch.is_grad_enabled()
         if forward.done:
             return False
         if forward.step is None:
             forward.step = self._new_step(forward)
-        return True
+        return not forward.differentiated
 
     def more_backwards(self) -> bool:
         """Whether the graph is kept for another backward, or several forwards of the same samples wait for each other."""
@@ -318,6 +371,7 @@ class Recorder:
         """Hook on a parameter: autograd is about to add this to ``.grad``."""
         if self.tagging is not None:
             return
+        leaf.hooked = len(leaf.parameter._backward_hooks or ()) > 1
         if self.backward is None:
             self.backward = Backward(torch._C._current_graph_task_id())
             torch.autograd.Variable._execution_engine.queue_callback(self.shielded(self._after_backward))
@@ -330,6 +384,9 @@ class Recorder:
         if backward is None:
             return
         backward.drop_unused()
+        if backward.creates and not backward.added:
+            for forward in backward.forwards:
+                forward.differentiated = True
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         steps: list[MicroStep] = []
         if keep:

@@ -156,16 +156,17 @@ def retained_grads_kept(forward: Forward) -> Iterator[None]:
             tensor.grad = grad
 
 
-def register_first(tensor: Tensor, hook: Callable[..., Any]) -> None:
+def register_first(tensor: Tensor, hook: Callable[..., Any]) -> Any:
     """Register a hook that runs before those that the tensor has already."""
     earlier = dict(tensor._backward_hooks) if tensor._backward_hooks else {}
-    tensor.register_hook(hook)
-    if earlier:
-        hooks = tensor._backward_hooks
+    handle = tensor.register_hook(hook)
+    hooks = tensor._backward_hooks
+    if earlier and hooks is not None:
         newest = {key: value for key, value in hooks.items() if key not in earlier}
         hooks.clear()
         hooks.update(newest)
         hooks.update(earlier)
+    return handle
 
 
 class user_hooks_lifted:  # noqa: N801 - used as a context manager, like those of torch

@@ -61,10 +61,12 @@ class Leaf:
         probe: random directions, drawn anew in guard windows.
         version: version of ``.grad`` when the last backward of the window ended, to notice changes in between.
         ignored: the user left it out.
+        mismatched: the last window's contributions did not add up.
+        hooked: a hook of the user's own comes after ours.
         baseline: what ``.grad`` held when the window began, where that was not zero.
     """
 
-    __slots__ = ("baseline", "ignored", "index", "info", "parameter", "probe", "version")
+    __slots__ = ("baseline", "hooked", "ignored", "index", "info", "mismatched", "parameter", "probe", "version")
 
     def __init__(self, index: int, info: ParameterInfo, parameter: Parameter) -> None:
         self.index = index
@@ -74,6 +76,8 @@ class Leaf:
         self.version: int | None = None
         self.baseline: Tensor | None = None
         self.ignored = False
+        self.hooked = False
+        self.mismatched = False
 
     @property
     def wanted(self) -> bool:

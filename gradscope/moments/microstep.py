@@ -27,6 +27,7 @@ class Measured:
         arrival: what autograd gave the parameter.
         signed_sum: ``‖Σ rᵢhᵢ‖²`` by the tagged inner backward.
         signed_probe: ``⟨Σ rᵢhᵢ, R⟩`` likewise, ``[k]``.
+        parameter_probe: ``⟨θ, R⟩``, ``[k]``, where it may be needed to name an L2 term.
         built: ``‖hᵢ‖²`` of the step's ``spot`` sample, from that sample's gradient in full, float64 scalar.
         spoiled: samples interact, so that no estimate would mean anything either.
         second_pass: something above the parameter's owner was run again for it.
@@ -44,6 +45,7 @@ class Measured:
     signed_sum: Tensor | None = None
     signed_probe: Tensor | None = None
     built: Tensor | None = None
+    parameter_probe: Tensor | None = None
     spoiled: bool = False
     unplaced: bool = False
     second_pass: bool = False

@@ -75,7 +75,7 @@ def find_rule(module: Module) -> tuple[Rule | None, str]:
         rule = _RULES.get(cls)
         if rule is None:
             continue
-        if "forward" in vars(module) or type(module).forward is not vars(cls).get("forward", cls.forward):
+        if "forward" in vars(module) or type(module).forward is not getattr(cls, "forward", None):
             return None, f"{type(module).__name__} changes {cls.__name__}'s forward"
         reason = rule.refuse(module)
         return (None, reason) if reason else (rule, "")

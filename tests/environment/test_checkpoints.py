@@ -1,0 +1,115 @@
+"""Activation checkpointing of both kinds: the same figures, and the memory that it saves stays saved."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from models import Blocks, assert_agrees, assert_all, samples, train
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import gradscope
+
+KINDS = pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+
+
+def build(reentrant, **how):
+    torch.manual_seed(0)
+    return Blocks(reentrant, **how).double()
+
+
+@KINDS
+@pytest.mark.parametrize("how", [{}, {"tied": True}, {"again": True}], ids=["plain", "tied inside", "used outside too"])
+def test_checkpointed_blocks_have_the_figures_of_plain_ones(reentrant, how):
+    expected = train(build(None, **how), samples())[-1]
+    for report in train(build(reentrant, **how), samples(), windows=3):
+        assert_all(report)
+        assert_agrees(report, expected)
+
+
+def test_a_reentrant_checkpoint_refuses_the_inner_backward_and_that_is_said():
+    report = train(build(True), samples())[0]
+    assert all("assumed, not measured" in coverage.reason for coverage in report.coverage.values())
+    assert any("inner backward was refused" in line for line in report.warnings)
+
+
+def test_a_non_reentrant_checkpoint_is_measured_like_everything_else():
+    report = train(build(False), samples())[0]
+    assert not any(coverage.reason for coverage in report.coverage.values())
+    assert report.warnings == ()
+
+
+@KINDS
+def test_gradients_are_bitwise_those_of_an_unwatched_run(reentrant):
+    grads = []
+    for watched in (False, True):
+        model = build(reentrant, tied=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scope = gradscope.watch(model, optimizer) if watched else None
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(samples()).square().mean().backward()
+            optimizer.step()
+        grads.append([parameter.grad for parameter in model.parameters()])
+        if scope is not None:
+            scope.close()
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+class Peak(TorchDispatchMode):
+    """Largest number of bytes in storages that were alive at once, of those made while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor.untyped_storage())
+        return result
+
+    def note(self, storage):
+        key = storage._cdata
+        if key in self.alive:
+            return
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone():
+            self.alive.pop(key, None)
+            self.now -= size
+
+        self.alive[key] = weakref.finalize(storage, gone)
+
+
+def peak(reentrant, watched, windows=3):
+    """Peaks of the first window, which has an inner backward, and of the last, which needs none."""
+    torch.manual_seed(0)
+    model = Blocks(reentrant, width=16, depth=8)
+    x = torch.randn(16, 256, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scope = gradscope.watch(model, optimizer) if watched else None
+    for window in range(windows):
+        gc.collect()
+        with Peak() as memory:
+            model(x).square().mean().backward()
+        if window == 0:
+            first = memory.peak
+        optimizer.step()
+        optimizer.zero_grad()
+    if scope is not None:
+        scope.close()
+    return first, memory.peak
+
+
+@KINDS
+def test_the_memory_that_a_checkpoint_saves_stays_saved(reentrant):
+    plain, unwatched = peak(None, False)[1], peak(reentrant, False)[1]
+    guarded, watched = peak(reentrant, True)
+    assert unwatched < 0.3 * plain
+    assert watched <= 1.05 * unwatched
+    assert guarded < 0.8 * plain
