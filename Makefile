@@ -6,19 +6,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt $(if $(CI),--quiet)
 DEMO_ARGS ?=
+PEER_DRAWS ?= 80
 TEST_ARGS ?= --numprocesses auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contract examples readme picture build check clean
+.PHONY: help demo test test-peers lint format types contract examples readme picture build check clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-10s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-10s %s\n' "$$target" "$$what"; done
 
 demo: $(VENV)/.demo-installed ## train on real data and print the report  (DEMO_ARGS="--task text")
 	@$(BIN)/gradscope demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev-installed ## run the tests  (TEST_ARGS="-k accumulator")
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-peers: $(VENV)/.dev-installed ## the layers and shapes that Opacus and BackPACK test, more of them  (PEER_DRAWS=200)
+	GRADSCOPE_PEER_DRAWS=$(PEER_DRAWS) $(BIN)/python -m pytest tests/peers $(TEST_ARGS)
 
 lint: $(VENV)/.dev-installed ## style: ruff check and ruff format --check
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,12 +23,12 @@ def readable(node: Any, *, packs: bool) -> Iterator[Callable[[], None]]:
 
     Args:
         node: an autograd node, in one of its own hooks.
-        packs: whether hooks on saved tensors were seen during the forward.
+        packs: whether hooks on saved tensors were seen during the forward, for releases of torch whose nodes do not show them.
 
     Raises:
         UnreadableError: they cannot be put back.
     """
-    held = list(_checkpointed(node)) if packs else []
+    held = list(_checkpointed(node, packs))
     group = getattr(torch._C, "_get_graph_exec_group", lambda: None)()
     task = torch._C._current_graph_task_id() if group is None else group
 
@@ -44,30 +45,35 @@ def readable(node: Any, *, packs: bool) -> Iterator[Callable[[], None]]:
         put_back()
 
 
-def _checkpointed(node: Any) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+def _checkpointed(node: Any, packs: bool) -> Iterator[tuple[Any, Any, torch.Tensor]]:
     """Tensors that the node saved in a checkpoint: where they are kept, by which frame, and the tensors."""
-    for name in dir(node):
-        if not name.startswith("_raw_saved_"):
-            continue
+    for name in _saved_names(type(node)):
         raw = getattr(node, name)
         public = "saved_tensors" if name == "_raw_saved_tensors" else name.replace("_raw", "", 1)
         if not isinstance(raw, (tuple, list)):
-            frame = _frame(raw)
+            frame = _frame(raw, packs)
             if frame is not None:
                 yield raw.data, frame, getattr(node, public)
             continue
-        frames = [_frame(one) for one in raw]
+        frames = [_frame(one, packs) for one in raw]
         if any(frame is not None for frame in frames):
             for one, frame, tensor in zip(raw, frames, getattr(node, public), strict=True):
                 if frame is not None and tensor is not None:
                     yield one.data, frame, tensor
 
 
-def _frame(raw: Any) -> Any:
+@cache
+def _saved_names(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def _frame(raw: Any, packs: bool) -> Any:
     """The checkpoint's frame that a saved tensor belongs to; None outside of checkpoints."""
     if raw is None:
         return None
     if not hasattr(raw, "unpack_hook"):
+        if not packs:
+            return None
         raise UnreadableError("this release of torch does not show whether it lies in a checkpoint")
     hook = raw.unpack_hook
     if hook is None or getattr(hook, "__module__", "") != checkpoint.__name__:

@@ -25,8 +25,10 @@ def _embedding(node: Any, operand: int, grad: Tensor, shape: torch.Size, dim: in
 
 
 def _index(node: Any, operand: int, grad: Tensor, shape: torch.Size, dim: int) -> Scatter:
-    indices = [index for index in node._saved_indices if index is not None]
-    if len(indices) != 1 or node._saved_indices[0] is None or len(shape) != 2 or indices[0].dtype == torch.bool:
+    # Read once: see capture/saved.py.
+    saved = node._saved_indices
+    indices = [index for index in saved if index is not None]
+    if len(indices) != 1 or saved[0] is None or len(shape) != 2 or indices[0].dtype == torch.bool:
         raise ValueError("only a table's first dimension is read by index here")
     ids = indices[0].reshape(grad.shape[0], -1) % shape[0]
     return Scatter(ids, grad.reshape(*ids.shape, -1), shape)

@@ -20,7 +20,8 @@ class Operator:
         name: as the coverage shows it.
         operands: numbers of the operands that this describes.
         describe: ``(node, operand, grad, shape, dim) -> contributions`` of rows, where a row is one index along what ``rows``
-            brings to the front; ``shape`` is the operand's. Reads ``node._saved_*``, which raises if they were modified.
+            brings to the front; ``shape`` is the operand's. Reads each of ``node._saved_*`` at most
+            once: a second reading fails in an activation checkpoint. Reading raises if they were modified.
         rows: ``(grad, operand, dims) -> grad`` with the dimensions that may hold samples in front; ``dims`` are those that the
             operand was broadcast along, (0,) for operators that do not broadcast.
     """

@@ -21,7 +21,7 @@ def missing(family):
 
 
 def case(family):
-    skip = pytest.mark.skip(reason=f"{family.needs} is not installed: pip install 'torch-gradscope[families]'")
+    skip = pytest.mark.skip(reason=f"{family.needs} is not installed: pip install --group families")
     return pytest.param(family, id=str(family), marks=[skip] if missing(family) else [])
 
 
