@@ -47,7 +47,8 @@ def readable(node: Any, *, packs: bool) -> Iterator[Callable[[], None]]:
 
 def _checkpointed(node: Any, packs: bool) -> Iterator[tuple[Any, Any, torch.Tensor]]:
     """Tensors that the node saved in a checkpoint: where they are kept, by which frame, and the tensors."""
-    for name in _saved_names(type(node)):
+    kind: type = type(node)
+    for name in _saved_names(kind):
         raw = getattr(node, name)
         public = "saved_tensors" if name == "_raw_saved_tensors" else name.replace("_raw", "", 1)
         if not isinstance(raw, (tuple, list)):

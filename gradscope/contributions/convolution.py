@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe
-from gradscope.contributions.dense import widen
-from gradscope.contributions.outer import Outer
 from gradscope.contributions.convolution_norms import by_shifted_gram, cheapest, native_gradient
+from gradscope.contributions.dense import widen
 from gradscope.contributions.geometry import Geometry
+from gradscope.contributions.outer import Outer
 from gradscope.contributions.outer_norms import outer_squared_norms
 from gradscope.contributions.precision import squared_norm, working
 from gradscope.contributions.rows import RowOrder

@@ -57,7 +57,8 @@ def _divide(node: Any, operand: int, grad: Tensor) -> Tensor:
     other = node._saved_other
     if operand == 0:
         return grad / (other.conj() if isinstance(other, Tensor) else other)
-    return -grad * (node._saved_self / (other * other)).conj()
+    slope: Tensor = node._saved_self / (other * other)
+    return -grad * slope.conj()
 
 
 def _same(node: Any, operand: int, grad: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Recomputation:
         def one(sample: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
             values = iter(_unsqueezed(sample, self.arg_dims))
             args, kwargs = pytree.tree_unflatten([next(values) if isinstance(v, Tensor) else v for v in leaves], spec)
-            _, pull = vjp(lambda parameters: self._run(parameters, args, kwargs, present), dict(self.parameters))
+            pull = vjp(lambda parameters: self._run(parameters, args, kwargs, present), dict(self.parameters))[1]
             pulled: dict[str, Tensor] = pull(_unsqueezed(cotangents, [self.grad_dims[k] for k in present]))[0]
             return pulled
 
@@ -84,7 +84,7 @@ class Recomputation:
             # That an operator is looped over inside vmap is nothing that the user did or can change.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             mapped: dict[str, Tensor] = vmap(one, in_dims=in_dims, randomness="error")(
-                [tensor.detach() for tensor in tensors], [self.grads[k] for k in present]
+                [tensor.detach() for tensor in tensors], [grad for grad in self.grads if grad is not None]
             )
         return mapped
 
