@@ -10,10 +10,10 @@ PEER_DRAWS ?= 80
 TEST_ARGS ?= --numprocesses auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers lint format types contract examples readme picture build check clean
+.PHONY: help demo test test-peers test-families lint format types contract examples readme picture build check clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-10s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-14s %s\n' "$$target" "$$what"; done
 
 demo: $(VENV)/.demo-installed ## train on real data and print the report  (DEMO_ARGS="--task text")
 	@$(BIN)/gradscope demo $(DEMO_ARGS)
@@ -23,6 +23,9 @@ test: $(VENV)/.dev-installed ## run the tests  (TEST_ARGS="-k accumulator")
 
 test-peers: $(VENV)/.dev-installed ## the layers and shapes that Opacus and BackPACK test, more of them  (PEER_DRAWS=200)
 	GRADSCOPE_PEER_DRAWS=$(PEER_DRAWS) $(BIN)/python -m pytest tests/peers $(TEST_ARGS)
+
+test-families: $(VENV)/.families-installed ## the models of docs/families.md, those of transformers and peft included
+	$(BIN)/python -m pytest tests/families $(TEST_ARGS)
 
 lint: $(VENV)/.dev-installed ## style: ruff check and ruff format --check
 	$(BIN)/ruff check .
@@ -70,3 +73,7 @@ $(VENV)/.demo-installed: pyproject.toml $(VENV)/.created
 $(VENV)/.dev-installed: pyproject.toml $(VENV)/.created
 	$(PIP) --editable '.[demo]' --group dev
 	@touch $(VENV)/.demo-installed $@
+
+$(VENV)/.families-installed: $(VENV)/.dev-installed
+	$(PIP) --group families
+	@touch $@
