@@ -11,7 +11,7 @@ from gradscope.capture.forward import Forward
 from gradscope.capture.tagging import settle_signed
 from gradscope.contributions import Probe
 from gradscope.moments.leaf import Arrival, Leaf
-from gradscope.moments.microstep import MicroStep, joined
+from gradscope.moments.microstep import MicroStep, coarsest, joined
 
 TWO_FORWARDS = (
     "several forwards share this backward, and whether they saw the same samples is not known: say "
@@ -20,8 +20,8 @@ TWO_FORWARDS = (
 
 
 DIFFERENTIATED = (
-    "the loss holds a gradient (create_graph=True: a gradient penalty), and what a sample adds through it passes no hook: windows "
-    "without the penalty (lazy regularisation) are measured"
+    "the loss holds a gradient (create_graph=True: a gradient penalty), and what a sample adds through it passes no hook: "
+    "windows without the penalty (lazy regularisation) are measured"
 )
 
 
@@ -171,12 +171,28 @@ def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival
         if not record.reason and record.norms is None:
             record.reason = "no layer that gradscope knows was seen using it"
         if arrival.dtype in (torch.float16, torch.bfloat16, torch.float32):
-            record.dtype = max(record.dtype, arrival.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+            record.dtype = coarsest(record.dtype, arrival.dtype)
+        if (
+            arrival.dtype is torch.float32
+            and arrival.squared_norm.is_cuda
+            and _rounds_to_tf32(leaf.parameter.dim() > 2)
+        ):
+            # Ten bits of mantissa, as float16 has.
+            record.dtype = coarsest(record.dtype, torch.float16)
     mixed = [name for forward in live for name in (*forward.mixing, *forward.mixed)]
     if mixed:
         _name_mixing(step, live, mixed)
     if any(forward.tag_error for forward in live):
         step.notices.append(f"the inner backward was refused: {next(f.tag_error for f in live if f.tag_error)}")
+
+
+def _rounds_to_tf32(convolution: bool) -> bool:
+    """Whether the device may multiply float32 with fewer digits: convolutions do by default."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32 or (convolution and torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        # torch refuses to say where its older and newer switches were both used.
+        return True
 
 
 def _name_mixing(step: MicroStep, live: list[Forward], mixed: list[str]) -> None:
