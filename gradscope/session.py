@@ -96,7 +96,7 @@ class Session:
                 self.recorder.guarding, self.recorder.calibrated = False, True
         orphan = not backward.forwards and bool(backward.arrivals)
         self._open.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
-        if orphan and compiler_was_used():
+        if orphan and not self._open.steps and compiler_was_used():
             self._open.problems.update(dict.fromkeys(backward.arrivals, COMPILED))
 
     def before_step(self) -> None:
