@@ -44,6 +44,7 @@ class Forward:
         second: parameters that a second pass describes.
         packs: whether hooks on saved tensors (activation checkpoints) were in force in some layer.
         made: per call, its output's node, its inputs' nodes and its parameters, until the forward ends.
+        interacting: those parameters among them after which samples interact.
         uncovered: per parameter index, why one of its uses cannot be described.
         seen: weak references to outputs, whose retained gradients the inner backward must not touch.
         frontier: the autograd node and output number of the last call with a batch dimension, until the forward ends.
@@ -64,6 +65,7 @@ class Forward:
         "distinct",
         "done",
         "frontier",
+        "interacting",
         "made",
         "mixed",
         "mixing",
@@ -111,6 +113,7 @@ class Forward:
         self.above: dict[str, list[RecomputedCall]] = {}
         self.second: set[int] = set()
         self.packs = False
+        self.interacting: set[int] = set()
         self.made: list[tuple[Any, list[Any], list[int]]] = []
         self.seen: list[weakref.ref[Tensor]] = []
         self.uncovered: dict[int, str] = {}

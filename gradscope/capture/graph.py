@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from gradscope.capture.layout_memory import Place
+from gradscope.capture.meeting import (
+    BY_INDEX,
+    BY_ROW,
+    COPIES,
+    ELEMENTWISE,
+    MIXING,
+    PRODUCTS,
+    Meeting,
+    Mixes,
+    grows,
+    sample_dims,
+    size_of,
+)  # fmt: skip
 from gradscope.operators import Operator, find_operator
 
 #: How many operators a layer's output may pass through before it is broadcast over the samples.
@@ -16,46 +28,6 @@ _SHALLOW = 4
 
 #: How many operators a parameter may pass through before it meets the samples.
 LONGEST_CHAIN = 64
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Meeting:
-    """Where something without samples meets the samples.
-
-    Attributes:
-        node: the operator's node.
-        operand: which operand has no samples.
-        operator: how its gradient is shared out; None for a node that nobody described, which can only be run again.
-        kind: the node's type.
-        source: node that made the operand; None where that is the parameter's own.
-        source_nr: which output of it.
-        shape: the operand's.
-        dims: the output's dimensions that may hold the samples; (0,) where nothing was broadcast.
-        lead: sizes of the output along them.
-        transposed: the operand is the parameter transposed, and nothing else lies between.
-        place: what tells this place from others of the same parameter, in every forward.
-    """
-
-    node: Any
-    operand: int
-    operator: Operator | None
-    source: Any
-    source_nr: int
-    shape: torch.Size
-    dims: tuple[int, ...]
-    lead: torch.Size
-    transposed: bool
-    place: Place
-    kind: str
-
-    @property
-    def name(self) -> str:
-        """What the operator is called."""
-        return self.kind.removesuffix("0").removesuffix("Backward") if self.operator is None else self.operator.name
-
-    def without_node(self) -> Meeting:
-        """The same without the operator's own node."""
-        return replace(self, node=None)
 
 
 class Graph:
@@ -111,7 +83,12 @@ class Graph:
         if isinstance(found, str):
             # A product of a single row may be a step of a packed sequence that only one sample reaches.
             again = self._walk(start, shape, samples, owned, rejected, single=True)
-            return found if isinstance(again, str) else again
+            found = found if isinstance(again, str) else again
+        if isinstance(found, str) and rejected and not isinstance(found, Mixes):
+            kinds = ", ".join(sorted({place[1] for place in rejected}))
+            return Mixes(
+                f"samples interact after it, or meet it where that cannot be seen ({kinds}: no row is a single sample's)"
+            )
         return found
 
     def _walk(
@@ -144,7 +121,7 @@ class Graph:
                         other is not None and other is not source and not self.free_of_samples(other)
                         for other, _ in node.next_functions
                     )
-                    operator, dims = self._meets(node, operand, own, samples, sure)
+                    operator, dims = self._describes(node, operand, own, samples, sure)
                     if dims:
                         maker = None if depth == 0 else source
                         lead = torch.Size(outputs[0][dim] for dim in dims)
@@ -152,7 +129,12 @@ class Graph:
                             Meeting(node, operand, operator, maker, source_nr, own, dims, lead, transposed, place, kind)
                         )
                         continue
-                    if operator is None and any(_grows(size, own, samples) for size in outputs):
+                    if kind in MIXING and getattr(node, "_saved_training", True):
+                        return Mixes(
+                            "batch normalisation in training mode mixes the samples of a batch: use eval mode or GroupNorm, or "
+                            "pass ignore=[...]"
+                        )
+                    if operator is None and any(grows(size, own, samples) for size in outputs):
                         return f"it meets the samples in {kind}, which is not known"
                 if depth >= LONGEST_CHAIN:
                     return f"it passes through more than {LONGEST_CHAIN} operators"
@@ -161,21 +143,16 @@ class Graph:
                     stack.append((node, number, size, depth + 1, flat))
         return found if found else "nothing was seen using it"
 
-    def _meets(
+    def _describes(
         self, node: Any, operand: int, own: torch.Size, samples: int, sure: bool
     ) -> tuple[Operator | None, tuple[int, ...]]:
         """What describes a node's share to one operand, and the dimensions that samples may lie along there."""
         kind, out = node.name(), torch.Size(node._input_metadata[0].shape)
         operator = find_operator(kind)
         if operator is not None and operand in operator.operands:
-            dims = _meets(kind, operand, own, out, samples, self.batch_dim, sure)
+            dims = sample_dims(kind, operand, own, out, samples, self.batch_dim, sure)
             return operator, () if dims and self._once(kind, node, out, samples) else dims
-        if (
-            not self.whole
-            or kind in _MIXING
-            or len(node._input_metadata) != 1
-            or not (sure or _grows(out, own, samples))
-        ):
+        if not self.whole or kind in MIXING or len(node._input_metadata) != 1 or not (sure or grows(out, own, samples)):
             return None, ()
         dims = tuple(dim for dim in dict.fromkeys((self.batch_dim, 0)) if dim < len(out) and out[dim] == samples)
         return None, dims or ((0,) if out and out[0] > 1 else ())
@@ -183,14 +160,14 @@ class Graph:
     def _passes(self, node: Any, operand: int, own: torch.Size, out: torch.Size) -> bool:
         """Whether nothing but parameters can flow into a node beside this operand."""
         kind = node.name()
-        if kind in _BY_INDEX or kind in _COPIES:
+        if kind in BY_INDEX or kind in COPIES:
             return False
         for k, (source, _) in enumerate(node.next_functions):
             if k == operand:
                 continue
             if source is None:
                 # Numbers, buffers or inputs: those that broadcast nothing cannot bring a dimension of samples.
-                if kind not in _ELEMENTWISE or out != own:
+                if kind not in ELEMENTWISE or out != own:
                     return False
             elif not self.free_of_samples(source):
                 return False
@@ -208,7 +185,7 @@ class Graph:
                 continue
             sources = [source for source, _ in node.next_functions]
             bare = not sources or (None in sources and not self._keeps_its_size(node))
-            if node in self._bound or bare or node.name() in _BY_INDEX:
+            if node in self._bound or bare or node.name() in BY_INDEX:
                 self._bound.add(start)
                 return False
             stack.extend(source for source in sources if source is not None)
@@ -217,14 +194,14 @@ class Graph:
 
     def _keeps_its_size(self, node: Any) -> bool:
         """Elementwise with something of no larger size, which may be a number or a buffer."""
-        if node.name() not in _ELEMENTWISE:
+        if node.name() not in ELEMENTWISE:
             return False
         out = torch.Size(node._input_metadata[0].shape)
-        return any(source is not None and _size(source, number) == out for source, number in node.next_functions)
+        return any(source is not None and size_of(source, number) == out for source, number in node.next_functions)
 
     def _once(self, kind: str, node: Any, out: torch.Size, samples: int) -> bool:
         """Whether an operator whose rows might be samples in fact ran once for all of them."""
-        return (kind in _PRODUCTS or kind in _BY_ROW) and self.shared_by_samples(node, out, samples)
+        return (kind in PRODUCTS or kind in BY_ROW) and self.shared_by_samples(node, out, samples)
 
     def shared_by_samples(self, start: Any, shape: torch.Size, samples: int) -> bool:
         """Whether everything that consumes a tensor broadcasts it over the samples: a table of positions, say."""
@@ -237,51 +214,15 @@ class Graph:
             for node, operand in consumers:
                 kind, out = node.name(), torch.Size(node._input_metadata[0].shape)
                 operator = find_operator(kind)
-                if operator is not None and kind not in _PRODUCTS + _BY_ROW and operand in operator.operands:
-                    dims = _meets(kind, operand, own, out, samples, self.batch_dim)
+                if operator is not None and kind not in PRODUCTS + BY_ROW and operand in operator.operands:
+                    dims = sample_dims(kind, operand, own, out, samples, self.batch_dim)
                     if dims and out[dims[0]] == samples:
                         continue
                 inputs = sum(source is not None for source, _ in node.next_functions)
-                if out != own and (inputs != 1 or out.numel() > own.numel() or kind in _PRODUCTS + _BY_ROW):
+                if out != own and (inputs != 1 or out.numel() > own.numel() or kind in PRODUCTS + BY_ROW):
                     return False
                 stack.append((node, out, depth + 1))
         return True
-
-
-_PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0")
-_BY_INDEX = ("EmbeddingBackward0", "IndexBackward0")
-_BY_ROW = (*_BY_INDEX, "ConvolutionBackward0")
-_COPIES = ("ExpandBackward0", "RepeatBackward0")
-_MIXING = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0", "BatchNormBackward0")
-_ELEMENTWISE = ("AddBackward0", "SubBackward0", "MulBackward0", "DivBackward0", "WhereBackward0")
-
-
-def _size(node: Any, number: int) -> torch.Size:
-    return node.variable.shape if hasattr(node, "variable") else torch.Size(node._input_metadata[number].shape)
-
-
-def _grows(size: torch.Size, own: torch.Size, samples: int) -> bool:
-    return len(size) > len(own) and size[0] > 1 and size[0] % samples == 0
-
-
-def _meets(
-    kind: str, operand: int, own: torch.Size, out: torch.Size, samples: int, batch_dim: int, sure: bool = False
-) -> tuple[int, ...]:
-    """The dimensions of the operator's output that samples may lie along while the operand has none, best guess first.
-
-    A guess from shapes: the tags say which row is whose, and the sums whether all of them were seen. ``sure``: another operand
-    depends on inputs for certain, so that the number of rows need not fit (routed tokens, packed sequences).
-    """
-    if kind in _PRODUCTS:
-        first_factor = operand == (1 if kind == "AddmmBackward0" else 0)
-        dim = len(out) - (1 if first_factor else 2)
-        return (dim,) if sure or out[dim] > 1 else ()
-    if kind in _BY_ROW:
-        return (0,) if out and out[0] % samples == 0 else ()
-    aligned = (1,) * (len(out) - len(own)) + tuple(own)
-    dims = [dim for dim in dict.fromkeys((batch_dim, 0, 1)) if dim < len(out) and out[dim] != 1 and aligned[dim] == 1]
-    exact = tuple(dim for dim in dims if out[dim] == samples)
-    return exact or tuple(dim for dim in dims if out[dim] % samples == 0)
 
 
 def nodes_of_call(output: Any, inputs: Iterable[Any], accumulators: set[Any]) -> Iterator[tuple[Any, int]]:

@@ -11,8 +11,8 @@ from torch.autograd.graph import GradientEdge
 
 from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward
-from gradscope.capture.graph import Meeting
 from gradscope.capture.layout import BatchDim, Layout, NoSamples, RowProbe, Rows, find_layout
+from gradscope.capture.meeting import Meeting
 from gradscope.capture.saved import UnreadableError, readable
 from gradscope.capture.tagging import user_hooks_lifted
 from gradscope.contributions import Contribution, Dense, Outer

@@ -115,7 +115,8 @@ class RecomputedCall:
             return
         except Exception as error:  # a user's forward may raise anything on single samples; it costs these figures only
             for leaf in leaves.values():
-                step.withhold(leaf, self._failed(error), second_pass=self.above)
+                spoiled = leaf.index in self.forward.interacting
+                step.withhold(leaf, self._failed(error), spoiled=spoiled, second_pass=self.above)
             return
         finally:
             self.grads = [None] * len(self.grads)

@@ -332,7 +332,7 @@ class Recorder:
         step = MicroStep(forward.samples, moments=options.moments, chosen=chosen, budget=options.budget, spot=spot)
         step.second = forward.second
         for index, reason in forward.uncovered.items():
-            step.withhold(self.leaves[index], reason)
+            step.withhold(self.leaves[index], reason, spoiled=index in forward.interacting)
         return step
 
     def _draw_spot(self, samples: int, chosen: Tensor | None) -> int:

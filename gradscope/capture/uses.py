@@ -12,6 +12,7 @@ from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward
 from gradscope.capture.graph import Graph, nodes_of_call
 from gradscope.capture.hook import Hook
+from gradscope.capture.meeting import Mixes
 from gradscope.capture.operator_use import OperatorUse
 from gradscope.capture.recomputed_call import RecomputedCall
 from gradscope.moments.leaf import Leaf
@@ -87,6 +88,8 @@ def _hook_leaf(
     meetings = graph.meetings(node, leaf.parameter.shape, forward.samples, owned, rejected)
     if isinstance(meetings, str):
         forward.uncovered[leaf.index] = meetings
+        if isinstance(meetings, Mixes):
+            forward.interacting.add(leaf.index)
         return
     forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + len(meetings)
     for number, meeting in enumerate(meetings):
