@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,14 @@ from gradscope.moments.microstep import MicroStep, coarsest
 if TYPE_CHECKING:
     from gradscope.capture.call import Call
     from gradscope.capture.recomputed_call import RecomputedCall
+
+
+class Made(NamedTuple):
+    """What is known of a tensor without holding it: a held activation would be the memory that a checkpoint saves."""
+
+    grad_fn: Any
+    output_nr: int
+    shape: torch.Size
 
 
 class Forward:
@@ -108,7 +116,7 @@ class Forward:
         self.pending: dict[str, int] = {}
         self.tag_error = ""
         self.through: dict[int, Tensor] = {}
-        self.unbatched: list[tuple[Call, Tensor, bool]] = []
+        self.unbatched: list[tuple[Call, Made, bool]] = []
         self.recomputed: list[RecomputedCall] = []
         self.above: dict[str, list[RecomputedCall]] = {}
         self.second: set[int] = set()

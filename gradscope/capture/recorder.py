@@ -16,7 +16,7 @@ from torch.utils.checkpoint import _StopRecomputationError
 from gradscope.capture.backward import Backward, finish_forwards
 from gradscope.capture.call import Call
 from gradscope.capture.compiled import COMPILED, compiler_was_used, inside_compiled
-from gradscope.capture.forward import Forward
+from gradscope.capture.forward import Forward, Made
 from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
 from gradscope.capture.layout_memory import LayoutMemory
@@ -249,7 +249,8 @@ class Recorder:
         without = call.without_samples(output)
         recomputed = torch._C._current_graph_task_id() != -1
         if not recomputed and (without or (without is None and (self.guarding or call.unsure(output)))):
-            forward.unbatched.append((call, output, bool(without)))
+            made = Made(output.grad_fn, output.output_nr, output.shape)
+            forward.unbatched.append((call, made, bool(without)))
         if call.unsure(output):
             forward.wants_tags = True
         output.register_hook(Hook(self.shielded(call.on_grad), self))

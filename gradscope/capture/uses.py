@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradscope.capture.call import Call
-from gradscope.capture.forward import Forward
+from gradscope.capture.forward import Forward, Made
 from gradscope.capture.graph import Graph, nodes_of_call
 from gradscope.capture.hook import Hook
 from gradscope.capture.meeting import Mixes
@@ -97,7 +97,7 @@ def _hook_leaf(
         _hang(recorder, forward, use, meeting.node)
 
 
-def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Call, output: Tensor) -> None:
+def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Call, output: Made) -> None:
     node = output.grad_fn
     if node is None:
         return

@@ -112,4 +112,4 @@ def test_the_memory_that_a_checkpoint_saves_stays_saved(reentrant):
     guarded, watched = peak(reentrant, True)
     assert unwatched < 0.3 * plain
     assert watched <= 1.05 * unwatched
-    assert guarded < 0.8 * plain
+    assert guarded <= 1.3 * unwatched
