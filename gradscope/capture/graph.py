@@ -24,7 +24,7 @@ from gradscope.capture.meeting import (
 from gradscope.operators import Operator, find_operator
 
 #: How many operators a layer's output may pass through before it is broadcast over the samples.
-_SHALLOW = 4
+_SHALLOW = 8
 
 #: How many operators a parameter may pass through before it meets the samples.
 LONGEST_CHAIN = 64
@@ -216,7 +216,7 @@ class Graph:
                 operator = find_operator(kind)
                 if operator is not None and kind not in PRODUCTS + BY_ROW and operand in operator.operands:
                     dims = sample_dims(kind, operand, own, out, samples, self.batch_dim)
-                    if dims and out[dims[0]] == samples:
+                    if dims and (out[dims[0]] == samples or kind in COPIES):
                         continue
                 inputs = sum(source is not None for source, _ in node.next_functions)
                 if out != own and (inputs != 1 or out.numel() > own.numel() or kind in PRODUCTS + BY_ROW):

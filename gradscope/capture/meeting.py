@@ -87,6 +87,12 @@ def sample_dims(
     if kind in BY_ROW:
         return (0,) if out and out[0] % samples == 0 else ()
     aligned = (1,) * (len(out) - len(own)) + tuple(own)
+    if kind == "RepeatBackward0":
+        # Copies may stand beside dimensions of the operand's own (heads, say).
+        copies = [size // own_size for size, own_size in zip(out, aligned, strict=True)]
+        return tuple(dim for dim, times in enumerate(copies) if times > 1 and times % samples == 0)[:1]
     dims = [dim for dim in dict.fromkeys((batch_dim, 0, 1)) if dim < len(out) and out[dim] != 1 and aligned[dim] == 1]
     exact = tuple(dim for dim in dims if out[dim] == samples)
-    return exact or tuple(dim for dim in dims if out[dim] % samples == 0)
+    if exact or not sure or len(out) <= len(own):
+        return exact or tuple(dim for dim in dims if out[dim] % samples == 0)
+    return tuple(dim for dim in dims if out[dim] % samples == 0) or (0,)

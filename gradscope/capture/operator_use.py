@@ -106,7 +106,13 @@ class OperatorUse:
         meeting = self.meeting
         if meeting.operator is not None:
             described = meeting.operator.describe(node, meeting.operand, grad, meeting.shape, dim)
-            return described if sample_of_row is None else described.regroup(sample_of_row, self.forward.samples)
+            if sample_of_row is None:
+                return described
+            # Copies beside the operand's own dimension: all rows of one copy must be one sample's.
+            table = sample_of_row.reshape(described.samples, -1) if described.samples else sample_of_row.unsqueeze(1)
+            if not bool((table == table[:, :1]).all()):
+                raise ValueError("samples share what it copies")
+            return described.regroup(table[:, 0], self.forward.samples)
         # A node that nobody described is run once for each sample's rows of the gradient alone.
         rows, found = grad.movedim(dim, 0), []
         owner = torch.arange(rows.shape[0], device=grad.device) if sample_of_row is None else sample_of_row

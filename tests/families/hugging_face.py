@@ -72,6 +72,20 @@ def _family(name: str, build: Callable[[], Module], batch: Any, losses: Any = lo
 
 
 GPT2 = {"vocab_size": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
+BOTH_ENDS = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+SMALL_BOTH = {**BOTH_ENDS, "vocab_size": 32, "d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+
+
+def heard() -> tuple[Tensor, Tensor]:
+    """A spectrogram and tokens."""
+    return torch.randn(N, 8, 16), tokens(32, 5)()[0]
+
+
+def transcribed(model: Module, batch: Any) -> Tensor:
+    """A decoder's tokens for a spectrogram."""
+    return wave(model(input_features=batch[0], decoder_input_ids=batch[1]).logits)
+
+
 VISION = (
     _family("ViT", made("ViTForImageClassification", "ViTConfig", **IMAGE), normal(3, 8, 8)),
     _family("DeiT", made("DeiTForImageClassification", "DeiTConfig", **IMAGE), normal(3, 8, 8)),
@@ -158,5 +172,39 @@ LANGUAGE = (
         speech,
     ),
 )  # fmt: skip
-FAMILIES = (*LANGUAGE, *VISION)
+MORE = (
+    _family(
+        "DeBERTa",
+        made("DebertaV2ForMaskedLM", "DebertaV2Config", **TEXT, relative_attention=True, pos_att_type=["p2c", "c2p"],
+             position_buckets=4),
+        padded,
+        masked,
+    ),
+    _family(
+        "gpt-oss",
+        made("GptOssForCausalLM", "GptOssConfig", **TEXT, num_key_value_heads=1, head_dim=8, num_local_experts=4,
+             num_experts_per_tok=2, experts_implementation="eager"),
+        tokens(32, 8),
+        next_tokens,
+    ),
+    _family(
+        "DeepSeek-V3",
+        made("DeepseekV3ForCausalLM", "DeepseekV3Config", **TEXT, num_key_value_heads=2, n_routed_experts=4, n_group=2,
+             topk_group=1, num_experts_per_tok=2, moe_intermediate_size=8, q_lora_rank=8, kv_lora_rank=8,
+             qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, first_k_dense_replace=1,
+             experts_implementation="eager"),
+        tokens(32, 8),
+        next_tokens,
+    ),
+    _family("BART", made("BartForConditionalGeneration", "BartConfig", **SMALL_BOTH, max_position_embeddings=16), pairs,
+            translation),
+    _family(
+        "Whisper",
+        made("WhisperForConditionalGeneration", "WhisperConfig", **SMALL_BOTH, num_mel_bins=8, max_source_positions=8,
+             max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1),
+        heard,
+        transcribed,
+    ),
+)  # fmt: skip
+FAMILIES = (*LANGUAGE, *MORE, *VISION)
 __all__ = ["FAMILIES", "GPT2", "TEXT", "N", "made", "next_tokens"]
