@@ -136,7 +136,7 @@ class Scope:
         """
         self._check_open()
         recorder = self._session.recorder
-        self._session.annotation = as_annotation(weights, ids, same_samples, recorder.waiting_samples())
+        self._session.annotation = as_annotation(weights, ids, same_samples, recorder.forwarding.waiting_samples())
         recorder.same_samples = same_samples
 
     def step(self) -> Report:

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import _StopRecomputationError
 
 from gradscope.capture.backward import Backward, finish_forwards
-from gradscope.capture.call import Call
-from gradscope.capture.compiled import COMPILED, compiler_was_used, inside_compiled
-from gradscope.capture.forward import Forward, Made
+from gradscope.capture.callables import AboveHook, AddedHook, LeafHook, PlanHook
+from gradscope.capture.forward import Forward
+from gradscope.capture.forwarding import Forwarding
 from gradscope.capture.hook import Hook
-from gradscope.capture.kept import Kept
 from gradscope.capture.layout_memory import LayoutMemory
 from gradscope.capture.options import Options
 from gradscope.capture.plan import Plan
-from gradscope.capture.recomputed_call import RecomputedCall, as_positional
 from gradscope.capture.second_pass import SecondPass
-from gradscope.capture.tagging import OutputHook, register_first
-from gradscope.capture.tensors import batch_size, tensors_in
-from gradscope.capture.uses import hook_operators
+from gradscope.capture.tagging import register_first
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
-from gradscope.rules.recompute import outputs_of
 
 #: Seed of the private generator: two runs over the same data print the same figures.
 SEED = 0x6772616473
@@ -56,9 +49,8 @@ class Recorder:
         self.plans = plans
         self.options = options
         self.deliver = deliver
-        self.on_forward = on_forward
         self.generator = torch.Generator().manual_seed(SEED)
-        self.forward: Forward | None = None
+        self.forwarding = Forwarding(self, on_forward)
         self.tagging: Forward | None = None
         self.backward: Backward | None = None
         self.estimated: set[int] = set()
@@ -71,8 +63,6 @@ class Recorder:
         self.same_samples: bool | None = None
         self.calibrated = False
         self.second_pass = SecondPass(self) if options.second_pass else None
-        self._forwards = 0
-        self._latest: weakref.ref[Forward] | None = None
         self._handles: list[Any] = []
         self._presence: Any = None
 
@@ -81,23 +71,23 @@ class Recorder:
     def attach(self) -> None:
         """Hang hooks on the model, its layers and its parameters."""
         if self._presence is None:
-            hook = Hook(self.shielded(self._before_model), self)
+            hook = Hook(self.shielded(self.forwarding.before_model), self)
             self._presence = self.model.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
         if self._handles:
             return
         model = self.model
         for plan in self.plans:
             # First of all: the user's own hooks may return something else than what the layer did.
-            self._hang(plan.module.register_forward_hook, _PlanHook(self, plan), with_kwargs=True, prepend=True)
+            self._hang(plan.module.register_forward_hook, PlanHook(self, plan), with_kwargs=True, prepend=True)
         if self.second_pass is not None:
             for plan in self.second_pass.plans.values():
-                self._hang(plan.module.register_forward_hook, _AboveHook(self, plan), with_kwargs=True)
-        self._hang(model.register_forward_hook, self._after_model, with_kwargs=True)
+                self._hang(plan.module.register_forward_hook, AboveHook(self, plan), with_kwargs=True)
+        self._hang(model.register_forward_hook, self.forwarding.after_model, with_kwargs=True)
         for leaf in self.leaves:
             if leaf.wanted:
-                arrival = Hook(self.shielded(_LeafHook(self, leaf)), self)
+                arrival = Hook(self.shielded(LeafHook(self, leaf)), self)
                 self._handles.append(register_first(leaf.parameter, arrival))
-                added = Hook(_AddedHook(self, leaf.index), None)
+                added = Hook(AddedHook(self, leaf.index), None)
                 self._handles.append(leaf.parameter.register_post_accumulate_grad_hook(added))
 
     def detach(self) -> None:
@@ -110,8 +100,13 @@ class Recorder:
             for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
                 if not getattr(leaf.parameter, name, None):
                     setattr(leaf.parameter, name, None)
-        self.forward = self.backward = self.tagging = None
+        self.forwarding.forward = self.backward = self.tagging = None
         self.kept.clear()
+
+    @property
+    def attached(self) -> bool:
+        """Whether hooks hang: not in windows that ``every`` skips."""
+        return bool(self._handles)
 
     def leave(self) -> None:
         """Take all hooks off."""
@@ -140,166 +135,6 @@ class Recorder:
                 self.seconds += time.perf_counter() - started
 
         return run
-
-    # -- forward ------------------------------------------------------------------------------------------------------
-
-    def _before_model(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._handles or torch._C._current_graph_task_id() != -1:
-            return
-        self.backward = None
-        self.forward = None
-        if not torch.is_grad_enabled():
-            return
-        self.on_forward()
-        samples = batch_size(args, kwargs, self.options.batch_dim)
-        if samples and self._handles:
-            self._forwards += 1
-            self.forward = Forward(samples, root=True, number=self._forwards)
-            # Weakly: what belongs to a graph goes when the graph goes.
-            self._latest = weakref.ref(self.forward)
-
-    def after_layer(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook of a layer that owns parameters."""
-        if self.tagging is not None:
-            return self._keep_likewise(plan, args, kwargs, output)
-        if not torch.is_grad_enabled():
-            self._expect(plan)
-            return None
-        tensors = [t for t in outputs_of(output) if t.requires_grad]
-        leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
-        if not tensors or not leaves:
-            return None
-        in_backward = torch._C._current_graph_task_id() != -1
-        forward = self._current_forward(args, kwargs, in_backward)
-        if forward is None:
-            return None
-        forward.seen.extend(weakref.ref(tensor) for tensor in tensors)
-        dim = self.options.batch_dim
-        if (
-            not in_backward
-            and tensors[0].dim() > dim
-            and tensors[0].shape[dim] == forward.samples
-            and tensors[0].grad_fn is not None
-        ):
-            forward.frontier = (tensors[0].grad_fn, tensors[0].output_nr)
-        if forward.samples == 1:
-            # All that arrives at a parameter is the only sample's.
-            return None
-        if not self._describes(plan, tensors):
-            return None
-        if in_backward and self._is_repeated(forward, plan):
-            return self._keep_likewise(plan, args, kwargs, output)
-        if not in_backward:
-            for leaf in leaves:
-                forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
-            inputs = [tensor.grad_fn for tensor in tensors_in((args, kwargs))]
-            forward.made.append((tensors[0].grad_fn, inputs, [leaf.index for leaf in leaves]))
-        if plan.rule is not None:
-            self._hook_call(plan, forward, as_positional(plan.module, args, kwargs), tensors[0])
-            return None
-        return self._hook_recomputed(plan, forward, args, kwargs, output, tensors)
-
-    def _keep_likewise(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """A checkpoint is recomputed for an inner backward: it must save as many tensors as in the forward, ours included."""
-        tensors = [t for t in outputs_of(output) if t.requires_grad]
-        if tensors and any(leaf.wanted for leaf in plan.leaves.values()) and self._describes(plan, tensors):
-            Kept((args, kwargs) if plan.rule is None else as_positional(plan.module, args, kwargs))
-
-    def _expect(self, plan: Plan) -> None:
-        """Without a graph inside a forward that has one: a reentrant checkpoint, whose uses come during backward."""
-        forward = self.forward
-        if forward is None or forward.samples == 1 or torch._C._current_graph_task_id() != -1:
-            return
-        if plan.rule is not None or plan.recompute:
-            forward.pending[plan.name] = forward.pending.get(plan.name, 0) + 1
-            for leaf in plan.leaves.values():
-                forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
-
-    @staticmethod
-    def _is_repeated(forward: Forward, plan: Plan) -> bool:
-        """Whether a call during backward repeats one whose hooks hang already: a checkpoint that is not reentrant."""
-        left = forward.pending.get(plan.name, 0)
-        if left:
-            forward.pending[plan.name] = left - 1
-        return forward.root and not left
-
-    @staticmethod
-    def _describes(plan: Plan, tensors: list[Tensor]) -> bool:
-        return (plan.rule is not None and len(tensors) == 1) or (plan.recompute and not plan.by_operators)
-
-    def _current_forward(self, args: Any, kwargs: Any, in_backward: bool) -> Forward | None:
-        if in_backward:
-            return self.backward.first if self.backward is not None else None
-        self.backward = None
-        if self.forward is None or (not self.forward.root and self.forward.step is not None):
-            self.on_forward()
-            samples = batch_size(args, kwargs, self.options.batch_dim)
-            self._forwards += 1
-            self.forward = Forward(samples, root=False, number=self._forwards) if samples else None
-        return self.forward
-
-    def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
-        forward.calls[plan.name] = number = forward.calls.get(plan.name, 0) + 1
-        call = Call(self, plan, forward, Kept(args), (number, output.dim(), self.model.training))
-        device = output.device.type
-        if torch.is_autocast_enabled(device):
-            forward.autocast = torch.get_autocast_dtype(device)
-            if not type(plan.module).__module__.startswith("torch.nn."):
-                call.autocast = forward.autocast
-        without = call.without_samples(output)
-        recomputed = torch._C._current_graph_task_id() != -1
-        if not recomputed and (without or (without is None and (self.guarding or call.unsure(output)))):
-            made = Made(output.grad_fn, output.output_nr, output.shape)
-            forward.unbatched.append((call, made, bool(without)))
-        if call.unsure(output):
-            forward.wants_tags = True
-        output.register_hook(Hook(self.shielded(call.on_grad), self))
-
-    def _hook_recomputed(
-        self, plan: Plan, forward: Forward, args: Any, kwargs: Any, output: Any, tensors: list[Tensor]
-    ) -> Any:
-        kept = Kept((args, kwargs))
-        call = RecomputedCall(self, plan, forward, kept, len(outputs_of(output)), tensors[0].device.type)
-        if len(tensors) > 1:
-            # One output may come from another (an LSTM cell's h from its c); hooks on aliases see each one's own share.
-            output = pytree.tree_map(_alias, output)
-        if not plan.checked:
-            forward.wants_tags = True
-            if torch._C._current_graph_task_id() == -1:
-                forward.recomputed.append(call)
-        for which, tensor in enumerate(outputs_of(output)):
-            if tensor.requires_grad:
-                tensor.register_hook(Hook(self.shielded(_Numbered(call.on_grad, which)), self))
-        return output if len(tensors) > 1 else None
-
-    def _after_model(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
-        forward, self.forward = self.forward, None
-        if forward is None or not forward.root or torch._C._current_graph_task_id() != -1:
-            return
-        dim = self.options.batch_dim
-        outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.grad_fn is not None]
-        forward.seen.extend(weakref.ref(tensor) for tensor in outputs)
-        for tensor in outputs:
-            where = next((d for d in (dim, 0) if d < tensor.dim() and tensor.shape[d] == forward.samples), None)
-            if where is not None:
-                hook = OutputHook(self, forward, forward.outputs, tensor.output_nr, where)
-                forward.outputs += 1
-                register_first(tensor, Hook(self.shielded(hook.on_grad), self))
-        if not forward.outputs and forward.frontier is not None:
-            node, number = forward.frontier
-            hook = OutputHook(self, forward, 0, number, dim)
-            forward.outputs = 1
-            node.register_prehook(Hook(self.shielded(hook.on_node), self))
-        if forward.samples > 1:
-            hook_operators(self, forward, outputs)
-            if self.second_pass is not None:
-                self.second_pass.choose(forward)
-        if forward.uncovered and compiler_was_used():
-            inside = inside_compiled(outputs)
-            for leaf in self.leaves:
-                if leaf.index in forward.uncovered and id(leaf.parameter) in inside:
-                    forward.uncovered[leaf.index] = COMPILED
-        forward.let_go()
 
     # -- backward -----------------------------------------------------------------------------------------------------
 
@@ -351,11 +186,6 @@ class Recorder:
                 forward.distinct = other.distinct
                 return other.tags
         return None
-
-    def waiting_samples(self) -> int | None:
-        """Samples of the last forward that no backward has reached, or None."""
-        forward = self._latest() if self._latest is not None else None
-        return forward.samples if forward is not None and forward.step is None else None
 
     def wants_tags(self, forward: Forward) -> bool:
         """Whether this backward needs an inner one."""
@@ -418,71 +248,3 @@ class Recorder:
                     self.estimated.add(index)
                 elif record.norms is not None:
                     self.estimated.discard(index)
-
-
-def _alias(value: Any) -> Any:
-    return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
-
-
-class _PlanHook:
-    __slots__ = ("plan", "recorder")
-
-    def __init__(self, recorder: Recorder, plan: Plan) -> None:
-        self.recorder, self.plan = recorder, plan
-
-    def __call__(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return self.recorder.after_layer(self.plan, args, kwargs, output)
-
-
-class _AboveHook:
-    __slots__ = ("plan", "recorder")
-
-    def __init__(self, recorder: Recorder, plan: Plan) -> None:
-        self.recorder, self.plan = recorder, plan
-
-    def __call__(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        recorder, forward = self.recorder, self.recorder.forward
-        if recorder.second_pass is None or not torch.is_grad_enabled():
-            return None
-        if torch._C._current_graph_task_id() != -1 or recorder.tagging is not None:
-            again = recorder.tagging or (recorder.backward.first if recorder.backward is not None else None)
-            if again is not None:
-                recorder.second_pass.keep_likewise(self.plan, again, args, kwargs)
-            return None
-        if forward is None or forward.samples == 1:
-            return None
-        return recorder.second_pass.after_module(self.plan, forward, args, kwargs, output)
-
-
-class _LeafHook:
-    __slots__ = ("leaf", "recorder")
-
-    def __init__(self, recorder: Recorder, leaf: Leaf) -> None:
-        self.recorder, self.leaf = recorder, leaf
-
-    def __call__(self, grad: Tensor) -> None:
-        self.recorder.arrive(self.leaf, grad)
-
-
-class _AddedHook:
-    """Holds the recorder weakly: the collector does not look into hooks of this kind, so that a cycle would stay for ever."""
-
-    __slots__ = ("index", "recorder")
-
-    def __init__(self, recorder: Recorder, index: int) -> None:
-        self.recorder, self.index = weakref.ref(recorder), index
-
-    def __call__(self, parameter: Tensor) -> None:
-        recorder = self.recorder()
-        if recorder is not None and recorder.backward is not None:
-            recorder.backward.added.add(self.index)
-
-
-class _Numbered:
-    __slots__ = ("function", "number")
-
-    def __init__(self, function: Callable[[int, Tensor], None], number: int) -> None:
-        self.function, self.number = function, number
-
-    def __call__(self, grad: Tensor) -> None:
-        self.function(self.number, grad)

@@ -1,0 +1,83 @@
+"""What the hooks call: one object each, with a place for what it needs and no more."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from gradscope.capture.plan import Plan
+from gradscope.moments.leaf import Leaf
+
+if TYPE_CHECKING:
+    from gradscope.capture.recorder import Recorder
+
+
+class PlanHook:
+    """Forward hook of a layer that owns parameters."""
+
+    __slots__ = ("plan", "recorder")
+
+    def __init__(self, recorder: Recorder, plan: Plan) -> None:
+        self.recorder, self.plan = recorder, plan
+
+    def __call__(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The layer has run."""
+        return self.recorder.forwarding.after_layer(self.plan, args, kwargs, output)
+
+
+class AboveHook:
+    """Forward hook of a module that a second pass may recompute."""
+
+    __slots__ = ("plan", "recorder")
+
+    def __init__(self, recorder: Recorder, plan: Plan) -> None:
+        self.recorder, self.plan = recorder, plan
+
+    def __call__(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The module has run."""
+        recorder, forward = self.recorder, self.recorder.forwarding.forward
+        if recorder.second_pass is None or not torch.is_grad_enabled():
+            return None
+        if torch._C._current_graph_task_id() != -1 or recorder.tagging is not None:
+            again = recorder.tagging or (recorder.backward.first if recorder.backward is not None else None)
+            if again is not None:
+                recorder.second_pass.keep_likewise(self.plan, again, args, kwargs)
+            return None
+        if forward is None or forward.samples == 1:
+            return None
+        return recorder.second_pass.after_module(self.plan, forward, args, kwargs, output)
+
+
+class LeafHook:
+    """Hook on a parameter."""
+
+    __slots__ = ("leaf", "recorder")
+
+    def __init__(self, recorder: Recorder, leaf: Leaf) -> None:
+        self.recorder, self.leaf = recorder, leaf
+
+    def __call__(self, grad: Tensor) -> None:
+        """Its gradient is about to be added."""
+        self.recorder.arrive(self.leaf, grad)
+
+
+class AddedHook:
+    """Hook on a parameter, after ``.grad`` has changed.
+
+    Holds the recorder weakly: the collector does not look into hooks of this kind, so that a cycle would stay for ever.
+    """
+
+    __slots__ = ("index", "recorder")
+
+    def __init__(self, recorder: Recorder, index: int) -> None:
+        self.recorder, self.index = weakref.ref(recorder), index
+
+    def __call__(self, parameter: Tensor) -> None:
+        """Something was added."""
+        recorder = self.recorder()
+        if recorder is not None and recorder.backward is not None:
+            recorder.backward.added.add(self.index)

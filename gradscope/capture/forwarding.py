@@ -1,0 +1,225 @@
+"""What hangs on a forward: hooks on its layers' outputs, on the model's outputs, and where else parameters are used."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils import _pytree as pytree
+
+from gradscope.capture.call import Call
+from gradscope.capture.compiled import COMPILED, compiler_was_used, inside_compiled
+from gradscope.capture.forward import Forward, Made
+from gradscope.capture.hook import Hook
+from gradscope.capture.kept import Kept
+from gradscope.capture.plan import Plan
+from gradscope.capture.recomputed_call import RecomputedCall, as_positional
+from gradscope.capture.tagging import OutputHook, register_first
+from gradscope.capture.tensors import batch_size, tensors_in
+from gradscope.capture.uses import hook_operators
+from gradscope.rules.recompute import outputs_of
+
+if TYPE_CHECKING:
+    from gradscope.capture.recorder import Recorder
+
+
+class Forwarding:
+    """Follows the model's calls, one at a time.
+
+    Args:
+        recorder: where figures go.
+        begins: called when a forward with a graph begins.
+
+    Attributes:
+        forward: the call that is under way, or None.
+    """
+
+    def __init__(self, recorder: Recorder, begins: Callable[[], None]) -> None:
+        self.recorder = recorder
+        self.forward: Forward | None = None
+        self._begins = begins
+        self._count = 0
+        self._latest: weakref.ref[Forward] | None = None
+
+    def before_model(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the model: a forward begins."""
+        if not self.recorder.attached or torch._C._current_graph_task_id() != -1:
+            return
+        self.recorder.backward = None
+        self.forward = None
+        if not torch.is_grad_enabled():
+            return
+        self._begins()
+        samples = batch_size(args, kwargs, self.recorder.options.batch_dim)
+        if samples and self.recorder.attached:
+            self._count += 1
+            self.forward = Forward(samples, root=True, number=self._count)
+            # Weakly: what belongs to a graph goes when the graph goes.
+            self._latest = weakref.ref(self.forward)
+
+    def after_layer(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook of a layer that owns parameters."""
+        if self.recorder.tagging is not None:
+            return self._keep_likewise(plan, args, kwargs, output)
+        if not torch.is_grad_enabled():
+            self._expect(plan)
+            return None
+        tensors = [t for t in outputs_of(output) if t.requires_grad]
+        leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
+        if not tensors or not leaves:
+            return None
+        in_backward = torch._C._current_graph_task_id() != -1
+        forward = self._current_forward(args, kwargs, in_backward)
+        if forward is None:
+            return None
+        forward.seen.extend(weakref.ref(tensor) for tensor in tensors)
+        dim = self.recorder.options.batch_dim
+        if (
+            not in_backward
+            and tensors[0].dim() > dim
+            and tensors[0].shape[dim] == forward.samples
+            and tensors[0].grad_fn is not None
+        ):
+            forward.frontier = (tensors[0].grad_fn, tensors[0].output_nr)
+        if forward.samples == 1:
+            # All that arrives at a parameter is the only sample's.
+            return None
+        if not self._describes(plan, tensors):
+            return None
+        if in_backward and self._is_repeated(forward, plan):
+            return self._keep_likewise(plan, args, kwargs, output)
+        if not in_backward:
+            for leaf in leaves:
+                forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
+            inputs = [tensor.grad_fn for tensor in tensors_in((args, kwargs))]
+            forward.made.append((tensors[0].grad_fn, inputs, [leaf.index for leaf in leaves]))
+        if plan.rule is not None:
+            self._hook_call(plan, forward, as_positional(plan.module, args, kwargs), tensors[0])
+            return None
+        return self._hook_recomputed(plan, forward, args, kwargs, output, tensors)
+
+    def _keep_likewise(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A checkpoint is recomputed for an inner backward: it must save as many tensors as in the forward, ours included."""
+        tensors = [t for t in outputs_of(output) if t.requires_grad]
+        if tensors and any(leaf.wanted for leaf in plan.leaves.values()) and self._describes(plan, tensors):
+            Kept((args, kwargs) if plan.rule is None else as_positional(plan.module, args, kwargs))
+
+    def _expect(self, plan: Plan) -> None:
+        """Without a graph inside a forward that has one: a reentrant checkpoint, whose uses come during backward."""
+        forward = self.forward
+        if forward is None or forward.samples == 1 or torch._C._current_graph_task_id() != -1:
+            return
+        if plan.rule is not None or plan.recompute:
+            forward.pending[plan.name] = forward.pending.get(plan.name, 0) + 1
+            for leaf in plan.leaves.values():
+                forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
+
+    @staticmethod
+    def _is_repeated(forward: Forward, plan: Plan) -> bool:
+        """Whether a call during backward repeats one whose hooks hang already: a checkpoint that is not reentrant."""
+        left = forward.pending.get(plan.name, 0)
+        if left:
+            forward.pending[plan.name] = left - 1
+        return forward.root and not left
+
+    @staticmethod
+    def _describes(plan: Plan, tensors: list[Tensor]) -> bool:
+        return (plan.rule is not None and len(tensors) == 1) or (plan.recompute and not plan.by_operators)
+
+    def _current_forward(self, args: Any, kwargs: Any, in_backward: bool) -> Forward | None:
+        if in_backward:
+            return self.recorder.backward.first if self.recorder.backward is not None else None
+        self.recorder.backward = None
+        if self.forward is None or (not self.forward.root and self.forward.step is not None):
+            self._begins()
+            samples = batch_size(args, kwargs, self.recorder.options.batch_dim)
+            self._count += 1
+            self.forward = Forward(samples, root=False, number=self._count) if samples else None
+        return self.forward
+
+    def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
+        forward.calls[plan.name] = number = forward.calls.get(plan.name, 0) + 1
+        call = Call(self.recorder, plan, forward, Kept(args), (number, output.dim(), self.recorder.model.training))
+        device = output.device.type
+        if torch.is_autocast_enabled(device):
+            forward.autocast = torch.get_autocast_dtype(device)
+            if not type(plan.module).__module__.startswith("torch.nn."):
+                call.autocast = forward.autocast
+        without = call.without_samples(output)
+        recomputed = torch._C._current_graph_task_id() != -1
+        if not recomputed and (without or (without is None and (self.recorder.guarding or call.unsure(output)))):
+            made = Made(output.grad_fn, output.output_nr, output.shape)
+            forward.unbatched.append((call, made, bool(without)))
+        if call.unsure(output):
+            forward.wants_tags = True
+        output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
+
+    def _hook_recomputed(
+        self, plan: Plan, forward: Forward, args: Any, kwargs: Any, output: Any, tensors: list[Tensor]
+    ) -> Any:
+        kept = Kept((args, kwargs))
+        call = RecomputedCall(self.recorder, plan, forward, kept, len(outputs_of(output)), tensors[0].device.type)
+        if len(tensors) > 1:
+            # One output may come from another (an LSTM cell's h from its c); hooks on aliases see each one's own share.
+            output = pytree.tree_map(_alias, output)
+        if not plan.checked:
+            forward.wants_tags = True
+            if torch._C._current_graph_task_id() == -1:
+                forward.recomputed.append(call)
+        for which, tensor in enumerate(outputs_of(output)):
+            if tensor.requires_grad:
+                tensor.register_hook(Hook(self.recorder.shielded(_Numbered(call.on_grad, which)), self.recorder))
+        return output if len(tensors) > 1 else None
+
+    def after_model(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Forward hook of the model: its outputs are here, and the graph below them is whole."""
+        forward, self.forward = self.forward, None
+        if forward is None or not forward.root or torch._C._current_graph_task_id() != -1:
+            return
+        dim = self.recorder.options.batch_dim
+        outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.grad_fn is not None]
+        forward.seen.extend(weakref.ref(tensor) for tensor in outputs)
+        for tensor in outputs:
+            where = next((d for d in (dim, 0) if d < tensor.dim() and tensor.shape[d] == forward.samples), None)
+            if where is not None:
+                hook = OutputHook(self.recorder, forward, forward.outputs, tensor.output_nr, where)
+                forward.outputs += 1
+                register_first(tensor, Hook(self.recorder.shielded(hook.on_grad), self.recorder))
+        if not forward.outputs and forward.frontier is not None:
+            node, number = forward.frontier
+            hook = OutputHook(self.recorder, forward, 0, number, dim)
+            forward.outputs = 1
+            node.register_prehook(Hook(self.recorder.shielded(hook.on_node), self.recorder))
+        if forward.samples > 1:
+            hook_operators(self.recorder, forward, outputs)
+            if self.recorder.second_pass is not None:
+                self.recorder.second_pass.choose(forward)
+        if forward.uncovered and compiler_was_used():
+            inside = inside_compiled(outputs)
+            for leaf in self.recorder.leaves:
+                if leaf.index in forward.uncovered and id(leaf.parameter) in inside:
+                    forward.uncovered[leaf.index] = COMPILED
+        forward.let_go()
+
+    def waiting_samples(self) -> int | None:
+        """Samples of the last forward that no backward has reached, or None."""
+        forward = self._latest() if self._latest is not None else None
+        return forward.samples if forward is not None and forward.step is None else None
+
+
+def _alias(value: Any) -> Any:
+    return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
+
+
+class _Numbered:
+    __slots__ = ("function", "number")
+
+    def __init__(self, function: Callable[[int, Tensor], None], number: int) -> None:
+        self.function, self.number = function, number
+
+    def __call__(self, grad: Tensor) -> None:
+        self.function(self.number, grad)
