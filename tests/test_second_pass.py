@@ -113,10 +113,13 @@ def test_what_is_run_again_gives_every_samples_gradient(settings, rule, windows)
     assert others == {"exact"}
 
 
-def test_without_the_option_it_is_estimated_and_the_reason_says_by_what():
-    one = watched(made(), second_pass=False).coverage["gate.scale"]
-    assert (one.status, one.rule) == ("estimated", "random signs")
+def test_without_the_option_a_custom_backward_runs_once_and_the_reason_says_what_to_do():
+    """It may free or overwrite what it saved, so that a second run would end or change the training."""
+    report = watched(made(), second_pass=False)
+    one = report.coverage["gate.scale"]
+    assert one.status == "not measured"
     assert "ScaledBackward" in one.reason
+    assert any("second_pass=True" in warning for warning in report.warnings)
 
 
 def test_a_module_that_draws_random_numbers_is_not_recomputed():

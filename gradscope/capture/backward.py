@@ -204,6 +204,9 @@ def _name_mixing(step: MicroStep, live: list[Forward], mixed: list[str]) -> None
         where = f"samples interact between {mixed[0]!r} and the output"
     for record in step.measured.values():
         record.unplaced = not culprits
+        if record.assumed and record.norms is not None:
+            # Whose rows these are was only assumed, and somewhere samples do interact.
+            record.norms = record.probes = record.second_moment = None
         if record.norms is None and not record.spoiled:
             record.spoiled = True
             record.reason = f"{where}; {record.reason}" if record.reason else where

@@ -73,6 +73,7 @@ class Forward:
         "distinct",
         "done",
         "frontier",
+        "graph",
         "interacting",
         "made",
         "mixed",
@@ -132,6 +133,8 @@ class Forward:
         self.mixing: list[str] = []
         self.mixed: list[str] = []
         self.done = False
+        #: What the graph looks like: a layout that was measured holds for graphs of one shape.
+        self.graph: object = None
 
     def precision(self, dtype: torch.dtype) -> torch.dtype:
         """The lowest precision that a gradient of this dtype may have gone through on its way from the output."""

@@ -143,7 +143,8 @@ class Forwarding:
 
     def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
         forward.calls[plan.name] = number = forward.calls.get(plan.name, 0) + 1
-        call = Call(self.recorder, plan, forward, Kept(args), (number, output.dim(), self.recorder.model.training))
+        key = (number, output.dim(), self.recorder.model.training, forward.samples)
+        call = Call(self.recorder, plan, forward, Kept(args), key)
         device = output.device.type
         if torch.is_autocast_enabled(device):
             forward.autocast = torch.get_autocast_dtype(device)

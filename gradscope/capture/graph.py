@@ -30,6 +30,16 @@ _SHALLOW = 8
 LONGEST_CHAIN = 64
 
 
+#: Operators that read or write rows by index or by value.
+_MOVERS = {
+    f"{name}Backward"
+    for name in (
+        "Index", "IndexSelect", "IndexPut", "IndexAdd", "IndexCopy", "Gather", "Scatter", "ScatterAdd", "ScatterReduce", "Sort",
+        "Topk", "Take", "MaskedSelect", "MaskedScatter", "PackPaddedSequence",
+    )
+}  # fmt: skip
+
+
 class Graph:
     """Consumers of every node that the outputs reach.
 
@@ -45,7 +55,9 @@ class Graph:
         self.consumers: dict[Any, list[tuple[Any, int]]] = {}
         self.accumulators: dict[int, Any] = {}
         self._free: set[Any] = set()
+        self._nodes: set[Any] = set()
         self._bound: set[Any] = set()
+        kinds: list[object] = []
         seen = set()
         stack = [node for node in outputs if node is not None]
         while stack:
@@ -53,6 +65,8 @@ class Graph:
             if node in seen:
                 continue
             seen.add(node)
+            kind = node.name()
+            kinds.append((kind, node._saved_training) if hasattr(node, "_saved_training") else kind)
             for operand, (source, _) in enumerate(node.next_functions):
                 if source is None:
                     continue
@@ -61,6 +75,24 @@ class Graph:
                     self.accumulators[id(source.variable)] = source
                 else:
                     stack.append(source)
+        self._nodes = seen
+        #: The same for graphs of one shape: layouts are measured anew where it changes.
+        self.kind = hash(tuple(kinds))
+
+    def moves(self) -> bool:
+        """Whether rows are picked or put somewhere by their values, so that what was measured once may not hold again."""
+        movers = (node for node in self._nodes if node.name().rstrip("0123456789") in _MOVERS)
+        sources = (source for node in movers for source, _ in node.next_functions if source is not None)
+        # Reading rows of a table moves no samples.
+        return any(not self.free_of_samples(source) for source in sources)
+
+    def foreign(self) -> str:
+        """Name of a custom ``autograd.Function`` that is not torch's own; empty where there is none."""
+        for node in self._nodes:
+            kind = getattr(type(node), "_forward_cls", None)
+            if kind is not None and not kind.__module__.startswith("torch."):
+                return str(kind.__qualname__)
+        return ""
 
     def meetings(
         self,

@@ -11,6 +11,9 @@ from gradscope.capture.layout import Layout, Rows
 Place = tuple[int, str, int, torch.Size, torch.Size]
 Key = tuple[object, ...]
 
+#: Row orders that are remembered until they are seen again.
+MOST = 256
+
 
 class LayoutMemory:
     """Which layout calls of one kind have.
@@ -30,10 +33,17 @@ class LayoutMemory:
         return self._known.get(key)
 
     def learn(self, key: Key, layout: Layout, rows: Tensor) -> None:
-        """Note a layout measured on rows' numbers ``[R, k]``; a gradient that is not finite teaches nothing."""
+        """Note a layout measured on rows' numbers ``[R, k]``.
+
+        A gradient that is not finite teaches nothing, nor does one that is zero in nearly all rows (a head that begins at zero):
+        nothing fits every layout.
+        """
         size = rows.abs().sum(1)
-        if bool(size.isfinite().all()):
-            self.remember(key, layout, bool((size > 0).all()))
+        if not bool(size.isfinite().all()):
+            return
+        seen = int((size > 0).sum())
+        if seen >= 2 and 10 * seen >= size.numel():
+            self.remember(key, layout, seen == size.numel())
 
     def remember(self, key: Key, layout: Layout, every_row_seen: bool) -> None:
         """Note a measured layout."""
@@ -46,4 +56,7 @@ class LayoutMemory:
         else:
             self._known.pop(key, None)
         if every_row_seen:
+            if len(self._rows) >= MOST:
+                # Shapes that never come again.
+                self._rows.pop(next(iter(self._rows)))
             self._rows[key] = layout

@@ -60,6 +60,8 @@ class Recorder:
         self.kept: list[Forward] = []
         self.layouts = LayoutMemory()
         self.functional: set[int] = set()
+        #: Shapes of graphs whose layouts were measured.
+        self.graphs: set[object] = set()
         self.same_samples: bool | None = None
         self.calibrated = False
         self.second_pass = SecondPass(self) if options.second_pass else None
@@ -189,7 +191,7 @@ class Recorder:
 
     def wants_tags(self, forward: Forward) -> bool:
         """Whether this backward needs an inner one."""
-        if forward.samples == 1:
+        if forward.samples == 1 or forward.tag_error:
             return False
         return self.guarding or forward.wants_tags or bool(self.estimated)
 
@@ -202,7 +204,8 @@ class Recorder:
         """Hook on a parameter: autograd is about to add this to ``.grad``."""
         if self.tagging is not None:
             return
-        leaf.hooked = len(leaf.parameter._backward_hooks or ()) > 1
+        own = leaf.parameter
+        leaf.hooked = max(len(own._backward_hooks or ()), len(own._post_accumulate_grad_hooks or ())) > 1
         if self.backward is None:
             self.backward = Backward(torch._C._current_graph_task_id())
             torch.autograd.Variable._execution_engine.queue_callback(self.shielded(self._after_backward))
@@ -226,6 +229,9 @@ class Recorder:
         else:
             steps = finish_forwards(backward.forwards, backward.arrivals, self.leaves, self.same_samples)
         self._learn(steps)
+        for forward in backward.forwards:
+            if forward.done and (forward.distinct or forward.tag_error):
+                self.graphs.add(forward.graph)
         self.deliver(backward, steps)
 
     def finish_kept(self) -> None:

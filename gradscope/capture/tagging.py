@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.nn import Module
 
 from gradscope.capture.forward import Forward
 from gradscope.contributions.precision import squared_norm
@@ -101,7 +102,7 @@ class OutputHook:
         recorder.tagging = forward
         forward.starts_at = self.which
         try:
-            with user_hooks_lifted(leaves), retained_grads_kept(forward):
+            with user_hooks_lifted(leaves), retained_grads_kept(forward), state_kept(recorder.model, forward, grad):
                 found = torch.autograd.grad(
                     [GradientEdge(node, self.output_nr)],
                     [leaf.parameter for leaf in leaves],
@@ -142,6 +143,18 @@ def settle_signed(forward: Forward, leaves: Sequence[Leaf]) -> None:
             record.signed_probe = leaf.probe.of(signed)
     step.signs = forward.tags
     forward.signed.clear()
+
+
+@contextmanager
+def state_kept(model: Module, forward: Forward, grad: Tensor) -> Iterator[None]:
+    """What runs once more must not show: random numbers that a backward draws, statistics that a checkpoint updates again."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if forward.packs else []
+    devices = [grad.device] if grad.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    for buffer, before in buffers:
+        # Past the version counter: whether autograd may still read it is not changed by putting it back.
+        buffer.data.copy_(before)
 
 
 @contextmanager

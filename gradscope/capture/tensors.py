@@ -28,11 +28,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any], batch_dim: int) -> int | None:
-    """Number of samples: the size along ``batch_dim`` of the first input tensor that has that dimension."""
+    """Number of samples: the size along ``batch_dim`` of the first input tensor that has that dimension.
+
+    A size of one is passed over where another input has more: positions and time steps are often given once for all samples.
+    """
+    single: int | None = None
     for value in (*args, *kwargs.values()):
         if isinstance(value, PackedSequence):
             return int(value.batch_sizes[0])
         for tensor in tensors_in(value):
             if tensor.dim() > batch_dim:
-                return tensor.shape[batch_dim]
-    return None
+                if tensor.shape[batch_dim] != 1:
+                    return tensor.shape[batch_dim]
+                single = 1
+    return single

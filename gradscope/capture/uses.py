@@ -24,16 +24,25 @@ if TYPE_CHECKING:
 def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tensor]) -> None:
     """Hang pre-hooks where parameters without a described layer meet the samples.
 
-    The graph is walked only where there is something to find: parameters that no layer's call read, layers that ran without a
-    batch dimension, and, in guard windows, parameters that are read outside their layers too.
+    Walking the graph also tells whether it is one whose layouts were measured: where it has another shape, or moves rows by their
+    values, samples are tagged again.
     """
     raw = [leaf for leaf in recorder.leaves if leaf.wanted and not forward.uses.get(leaf.index)]
     shared = [leaf for leaf in recorder.leaves if leaf.wanted and leaf.index in recorder.functional]
+    options = recorder.options
+    graph = Graph((tensor.grad_fn for tensor in outputs), options.batch_dim, whole=options.second_pass)
+    forward.graph = (graph.kind, forward.samples)
+    foreign = graph.foreign()
+    if foreign and not options.second_pass:
+        # Its backward may free or overwrite what it saved: run twice, it could end or change the user's training.
+        forward.tag_error = (
+            f"the backward of {foreign}, a custom autograd.Function, is not run a second time unless second_pass=True"
+        )
+    if forward.graph not in recorder.graphs or graph.moves():
+        forward.wants_tags = True
     looking = recorder.guarding or forward.wants_tags
     if not (raw or shared or forward.unbatched or forward.recomputed or looking):
         return
-    options = recorder.options
-    graph = Graph((tensor.grad_fn for tensor in outputs), options.batch_dim, whole=options.second_pass)
     if looking or shared:
         _look_for_functional_uses(recorder, forward, graph, shared if not looking else recorder.leaves)
     for call, output, certain in forward.unbatched:

@@ -98,7 +98,8 @@ class Snapshot:
             scheduler.load_state_dict(copy.deepcopy(state))
         for scaler, state in self._scalers:
             vars(scaler).update(_copied(state))
-            scaler._per_optimizer_states.clear()
+            # A scaler that is not enabled has none.
+            vars(scaler).get("_per_optimizer_states", {}).clear()
         # Last: a scheduler's load may print or draw.
         self._random.restore()
 

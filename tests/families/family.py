@@ -37,6 +37,7 @@ class Family:
         needs: the optional package that it comes from.
         batch_dim: where the samples lie.
         mixes: samples interact, so that some parameters have no per-sample gradients.
+        foreign: has a custom autograd.Function, whose backward runs a second time only with ``second_pass=True``.
         oracle: precision of the oracle, where the model runs in one precision only.
     """
 
@@ -48,6 +49,7 @@ class Family:
     batch_dim: int = 0
     mixes: bool = False
     oracle: torch.dtype = torch.float64
+    foreign: bool = False
 
     def __str__(self) -> str:
         return self.name

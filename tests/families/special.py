@@ -212,7 +212,7 @@ FAMILIES = (
     Family("spectral norm (parametrization)", _made("spectral_norm"), normal(4)),
     Family("orthogonal (parametrization)", _made("orthogonal"), normal(4)),
     Family("embeddings: sparse, max norm, bags", Tables, tokens(12, 5)),
-    Family("a custom autograd.Function", Own, normal(4)),
+    Family("a custom autograd.Function", Own, normal(4), foreign=True),
     Family("complex parameters", Waves, normal(8, 4)),
     Family("dictionaries and dataclasses", Structured, _pairs, answered),
     Family("mixture of experts, routed", Experts, normal(5, 4)),

@@ -11,7 +11,8 @@ Every row is a tiny model with random weights that the test suite trains for two
 mode with the dropout that the family has. Shares count the elements of trained parameters.
 
 - **exact**: sample by sample, by a closed form, by the operators that consume a parameter, or by recomputing a module alone.
-- **second pass**: sample by sample with `watch(..., second_pass=True)`; without it these are estimated.
+- **second pass**: sample by sample with `watch(..., second_pass=True)`; without it these are estimated,
+  or not measured where that would run a custom `autograd.Function` backward twice.
 - **estimated**: noise by random signs, no figures of single samples, also with `second_pass=True`.
 - **not measured**: withheld, with the reason that the report gives.
 
