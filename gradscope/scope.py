@@ -34,7 +34,8 @@ def watch(
     """Show what is inside the gradients that these optimizers are about to apply.
 
     The training loop stays as it is: gradients, parameters, buffers, outputs and the random state are bitwise those of an
-    unwatched run.
+    unwatched run. In guard windows (the first, then one in sixteen) a second backward runs inside the first one; hooks that you
+    hung on intermediate tensors run once more there.
 
     Args:
         model: the model that is trained. ``DistributedDataParallel`` and ``torch.compile`` around it are looked through.

@@ -171,3 +171,12 @@ def test_random_numbers_drawn_in_backward_stay_the_users(watched):
     plain[2](hidden).square().sum().backward()
     assert torch.equal(drawn[0], plain[0].weight.grad)
     assert torch.equal(drawn[1], torch.randn(2))
+
+
+def test_where_two_dimensions_of_the_output_could_be_the_samples_it_is_said_that_one_was_assumed():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    with gradscope.watch(model) as scope:
+        square = window(scope, model, (torch.randn(4, 4, 3).double(),))
+        oblong = window(scope, model, (torch.randn(4, 5, 3).double(),))
+    assert all("assumed" in one.reason for one in square.coverage.values())
+    assert not any(one.reason for one in oblong.coverage.values())

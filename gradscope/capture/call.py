@@ -120,7 +120,7 @@ class Call:
             for leaf in leaves.values():
                 step.withhold(leaf, self._failed(error))
             return
-        assumed = isinstance(layout, BatchDim) and not layout.measured
+        assumed = self.forward.ambiguous or (isinstance(layout, BatchDim) and not layout.measured)
         for name, leaf in leaves.items():
             contribution = described.get(name)
             if contribution is None:

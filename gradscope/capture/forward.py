@@ -66,6 +66,7 @@ class Forward:
     __slots__ = (
         "__weakref__",
         "above",
+        "ambiguous",
         "arrivals",
         "autocast",
         "calls",
@@ -133,6 +134,8 @@ class Forward:
         self.mixing: list[str] = []
         self.mixed: list[str] = []
         self.done = False
+        #: Two dimensions of an output have as many entries as there are samples; ``batch_dim`` says which is theirs.
+        self.ambiguous = False
         #: What the graph looks like: a layout that was measured holds for graphs of one shape.
         self.graph: object = None
 

@@ -187,6 +187,7 @@ class Forwarding:
         for tensor in outputs:
             where = next((d for d in (dim, 0) if d < tensor.dim() and tensor.shape[d] == forward.samples), None)
             if where is not None:
+                forward.ambiguous |= tensor.dim() == 3 and tensor.shape[0] == tensor.shape[1] == forward.samples > 1
                 hook = OutputHook(self.recorder, forward, forward.outputs, tensor.output_nr, where)
                 forward.outputs += 1
                 register_first(tensor, Hook(self.recorder.shielded(hook.on_grad), self.recorder))

@@ -94,7 +94,7 @@ class OperatorUse:
             return
         node: Any = torch._C._current_autograd_node()
         dim, sample_of_row = self._rows_along(layout)
-        assumed = isinstance(layout, BatchDim) and not layout.measured
+        assumed = self.forward.ambiguous or (isinstance(layout, BatchDim) and not layout.measured)
         with torch.no_grad(), readable(node, packs=self.forward.packs) as put_back:
             contribution = self._shares(node, grad.detach(), dim, sample_of_row, put_back)
         self._deliver(self._at_target(contribution), grad.dtype, assumed)

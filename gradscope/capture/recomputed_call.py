@@ -127,7 +127,7 @@ class RecomputedCall:
             dtype = self.autocast[2] if self.autocast[1] else found[name].dtype
             rule = f"recomputed {self.plan.name or 'the whole model'}" if self.above else "recomputed"
             step.add(leaf, Dense(found[name]), rule, uses=uses, last=True, dtype=dtype, second_pass=self.above)
-            step.of(leaf).assumed |= not self.plan.checked
+            step.of(leaf).assumed |= self.forward.ambiguous or not self.plan.checked
 
     def _failed(self, error: BaseException) -> str:
         if self.above:
