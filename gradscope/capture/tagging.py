@@ -90,7 +90,8 @@ class OutputHook:
     def _run(self, grad: Tensor) -> None:
         recorder, forward = self.recorder, self.forward
         if forward.tags is None:
-            forward.distinct = forward.wants_tags or recorder.guarding
+            # Signs leave out one of an odd number of samples, whose share through a later output could not be told.
+            forward.distinct = forward.wants_tags or recorder.guarding or forward.outputs > 1
             draw = distinct_tags if forward.distinct else balanced_signs
             forward.tags = recorder.shared_tags(forward)
             if forward.tags is None:
@@ -150,11 +151,14 @@ def state_kept(model: Module, forward: Forward, grad: Tensor) -> Iterator[None]:
     """What runs once more must not show: random numbers that a backward draws, statistics that a checkpoint updates again."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if forward.packs else []
     devices = [grad.device] if grad.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
-    for buffer, before in buffers:
-        # Past the version counter: whether autograd may still read it is not changed by putting it back.
-        buffer.data.copy_(before)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        # Also where the inner backward was refused halfway.
+        for buffer, before in buffers:
+            # Past the version counter: whether autograd may still read it is not changed by putting it back.
+            buffer.data.copy_(before)
 
 
 @contextmanager
