@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -187,14 +188,17 @@ class OpenWindow:
         if not tables:
             return {}
         # One transfer for the whole window.
-        rows = iter(torch.cat(tables).tolist())
+        found = torch.cat([table.reshape(-1) for table in tables]).tolist()
         verdicts: dict[int, list[Judged | None]] = {i: [None] * len(self.steps) for indices in present for i in indices}
-        for k, (step, indices) in enumerate(zip(self.steps, present, strict=True)):
-            numbers = {i: Numbers(*next(rows)) for i in indices}
-            model_sq = sum(found.fresh_sq for found in numbers.values())
-            lowest = coarsest(*(step.measured[i].dtype for i in indices))
-            for i, found in numbers.items():
-                verdicts[i][k] = judge(step.measured[i], found, step, model_sq, lowest)
+        start = 0
+        for k, (step, indices, table) in enumerate(zip(self.steps, present, tables, strict=True)):
+            width = table.shape[1]
+            numbers = {i: Numbers(*found[at : at + width]) for i, at in zip(indices, itertools.count(start, width))}
+            start += table.numel()
+            model_sq = sum(one.fresh_sq for one in numbers.values())
+            lowest = coarsest(*{step.measured[i].dtype for i in indices})
+            for i, one in numbers.items():
+                verdicts[i][k] = judge(step.measured[i], one, step, model_sq, lowest)
         return verdicts
 
     def _cover(self, leaf: Leaf, parts: list[Judged | None] | None) -> Coverage:
@@ -209,12 +213,12 @@ class OpenWindow:
         known = [part.coverage for part in parts or () if part is not None]
         if not known:
             return Coverage("not measured", reason="its gradient came without a forward that was seen")
-        worst = max(known, key=lambda one: STATUSES.index(one.status))
+        worst = known[0] if len(known) == 1 else max(known, key=lambda one: STATUSES.index(one.status))
         if worst.measured and worst.status != "estimated" and leaf.index in self.trust.distrusted:
             return Coverage("mismatch", worst.rule, self.trust.distrusted[leaf.index], worst.error)
         errors = [one.error for one in known if one.error == one.error]
         if worst.measured and errors:
-            dtype = coarsest(*(step.measured[leaf.index].dtype for step in self.steps if leaf.index in step.measured))
+            dtype = coarsest(*{step.measured[leaf.index].dtype for step in self.steps if leaf.index in step.measured})
             text = self.trust.lasting(leaf.index, errors, dtype)
             if text:
                 return Coverage("mismatch", worst.rule, text, max(errors))

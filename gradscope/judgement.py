@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite, sqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradscope.coverage import Coverage, Status
+from gradscope.moments.leaf import Arrival
 from gradscope.moments.microstep import Measured, MicroStep
 from gradscope.statistics.random_signs import signed_contribution_sq_sum
 
@@ -32,11 +35,10 @@ SIGNED_NOISE = {torch.float64: 10.0, torch.float32: 10.0, torch.float16: 0.5, to
 #: size, which costs them three digits.
 SQUARE_TOLERANCE = 1e-2
 
-FIELDS = 9
+_NAN = float("nan")
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
+class Numbers(NamedTuple):
     """One micro-step's figures of one parameter, brought to the host.
 
     Attributes:
@@ -55,15 +57,18 @@ class Numbers:
     fresh_sq: float
     own_sq: float
     typical: float
-    signed_difference: float
-    signed_typical: float
-    signed_sq: float
-    squared: float
-    built: float
+    signed_difference: float = _NAN
+    signed_typical: float = _NAN
+    signed_sq: float = _NAN
+    squared: float = _NAN
+    built: float = _NAN
+
+
+FIELDS = len(Numbers._fields)
 
 
 def device_numbers(records: Sequence[Measured], step: MicroStep) -> Tensor:
-    """The fields of ``Numbers``, a row for each record, float64 and still on the device; NaN where there is nothing.
+    """The first fields of ``Numbers``, a row for each record, float64 and still on the device; NaN where there is nothing.
 
     Computed for all parameters of a micro-step at once: one parameter's numbers are so few that each operator on them would
     cost more than it does.
@@ -73,6 +78,9 @@ def device_numbers(records: Sequence[Measured], step: MicroStep) -> Tensor:
         step: the micro-step.
     """
     arrivals = [record.arrival for record in records if record.arrival is not None]
+    unguarded = step.spot is None and step.signs is None and step.chosen is None
+    if unguarded and len(records) == len(arrivals) and all(_comparable(record, True) for record in records):
+        return _compare_all(records, arrivals)
     table = arrivals[0].squared_norm.new_full((len(records), FIELDS), float("nan"))
     table[:, 1] = torch.stack([arrival.squared_norm for arrival in arrivals])
     for k, record in enumerate(records):
@@ -85,6 +93,15 @@ def device_numbers(records: Sequence[Measured], step: MicroStep) -> Tensor:
         if rows:
             _compare([records[k] for k in rows], step, table, torch.tensor(rows, device=table.device))
     return table
+
+
+def _compare_all(records: Sequence[Measured], arrivals: Sequence[Arrival]) -> Tensor:
+    """An ordinary window, all of whose parameters have contributions: four fields, in as few operators as there can be."""
+    norms = torch.stack([record.norms for record in records if record.norms is not None])
+    probes = torch.stack([record.probes for record in records if record.probes is not None])
+    off = _root_mean_square(probes.sum(1) - torch.stack([arrival.probe for arrival in arrivals]))
+    typical = norms.sqrt().mean(1) * norms.shape[1] ** 0.5
+    return torch.stack([off, torch.stack([arrival.squared_norm for arrival in arrivals]), norms.sum(1), typical], 1)
 
 
 def _comparable(record: Measured, real: bool) -> bool:
@@ -110,7 +127,8 @@ def _compare(records: Sequence[Measured], step: MicroStep, table: Tensor, rows: 
 
 
 def _root_mean_square(difference: Tensor) -> Tensor:
-    return difference.abs().square().mean(1).sqrt().double()
+    squares = difference.abs().square() if difference.is_complex() else difference.square()
+    return squares.mean(1).sqrt().double()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +178,8 @@ def _withheld(status: str, record: Measured) -> Judged:
 
 
 def _judge_exact(record: Measured, numbers: Numbers, model: float, coarsest: torch.dtype) -> Judged:
-    limit = allowed(record.dtype, 1)
-    floor = NOISE.get(record.dtype, 0.1) * torch.finfo(record.dtype).eps * model / limit
+    limit, noise = _limits(record.dtype)
+    floor = noise * model / limit
     error = _relative(numbers.difference, max(numbers.fresh_sq**0.5, numbers.typical, floor))
     if not (isfinite(error) or isfinite(numbers.own_sq) or isfinite(numbers.fresh_sq)):
         # Neither the gradient nor its parts are finite: nothing can be compared, and the figures show it themselves.
@@ -177,6 +195,11 @@ def _judge_exact(record: Measured, numbers: Numbers, model: float, coarsest: tor
         return Judged(Coverage("mismatch", record.rule, fault, error), float("nan"), by_guard=True)
     reason = "which rows belong to which sample was assumed, not measured" if record.assumed else ""
     return Judged(Coverage(_status(record), record.rule, reason, error), numbers.own_sq)
+
+
+@lru_cache
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
+    return allowed(dtype, 1), NOISE.get(dtype, 0.1) * torch.finfo(dtype).eps
 
 
 def allowed(dtype: torch.dtype, windows: int) -> float:

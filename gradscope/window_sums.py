@@ -58,7 +58,9 @@ def parameter_sums(parts: Parts, *, by_sample: bool, adam: AdamState | None) -> 
     """
     square = parts.scale * parts.scale
     own_sq = sum(part.own_sq for part in parts.judged if part is not None) / square
-    norms = _sample_norms(parts) / square if by_sample else None
+    norms = _sample_norms(parts) if by_sample else None
+    if norms is not None and square != 1.0:
+        norms = norms / square
     variance = signal = preconditioned = None
     if parts.grad is not None and norms is not None:
         variance, signal = _elementwise(parts, parts.grad)
@@ -78,7 +80,7 @@ def _sample_norms(parts: Parts) -> Tensor:
             norms.append(record.norms.cpu())
         else:
             norms.append(record.arrival.squared_norm.reshape(1).cpu())
-    return torch.cat(norms)
+    return norms[0] if len(norms) == 1 else torch.cat(norms)
 
 
 def _elementwise(parts: Parts, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:

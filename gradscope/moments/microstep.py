@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -195,7 +196,12 @@ class MicroStep:
 
 def coarsest(*dtypes: torch.dtype) -> torch.dtype:
     """The dtype with the fewest digits."""
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    return dtypes[0] if len(dtypes) == 1 else max(dtypes, key=_roundoff)
+
+
+@lru_cache
+def _roundoff(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 def joined(steps: list[MicroStep], arrivals: Mapping[int, Arrival]) -> MicroStep:
