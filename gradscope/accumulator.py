@@ -203,7 +203,7 @@ class OpenWindow:
 
     def _cover(self, leaf: Leaf, parts: list[Judged | None] | None) -> Coverage:
         if leaf.ignored:
-            return Coverage("not measured", reason="ignored, as asked")
+            return Coverage("not measured", reason=leaf.ignored)
         if not leaf.parameter.requires_grad:
             return Coverage("frozen")
         if leaf.index not in self.arrived:

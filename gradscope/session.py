@@ -22,6 +22,7 @@ from gradscope.history import History
 from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
 
+IGNORED = "ignored, as asked"
 SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
 
 
@@ -63,7 +64,7 @@ class Session:
     def _build(self) -> None:
         leaves = find_parameters(self.model)
         for leaf in leaves:
-            leaf.ignored = leaf.info.name in self._ignored
+            leaf.ignored = IGNORED if leaf.info.name in self._ignored else ""
         self.parameters = [leaf.info for leaf in leaves]
         self._signature = signature(self.model)
         plans = find_plans(self.model, [leaf for leaf in leaves if not leaf.ignored])

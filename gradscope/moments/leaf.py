@@ -60,7 +60,7 @@ class Leaf:
         parameter: the tensor.
         probe: random directions, drawn anew in guard windows.
         version: version of ``.grad`` when the last backward of the window ended, to notice changes in between.
-        ignored: the user left it out.
+        ignored: why the user's options leave it out; empty where they do not.
         mismatched: the last window's contributions did not add up.
         hooked: a hook of the user's own comes after ours.
         baseline: what ``.grad`` held when the window began, where that was not zero.
@@ -75,7 +75,7 @@ class Leaf:
         self.probe: Probe | None = None
         self.version: int | None = None
         self.baseline: Tensor | None = None
-        self.ignored = False
+        self.ignored = ""
         self.hooked = False
         self.mismatched = False
 
