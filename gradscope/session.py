@@ -15,10 +15,13 @@ from gradscope.annotation import Annotation
 from gradscope.capture.backward import Backward
 from gradscope.capture.compiled import COMPILED, compiler_was_used, forget_graphs
 from gradscope.capture.model import find_ignored, find_parameters, find_plans, signature
+from gradscope.capture.normalization import normalization_leaves
 from gradscope.capture.optimizers import StepWatch, check_optimizers, scale_of, scaler_on_the_stack
 from gradscope.capture.options import Options
 from gradscope.capture.recorder import Recorder
+from gradscope.coverage import NORMALIZATION_ONLY
 from gradscope.history import History
+from gradscope.increments import IncrementRecorder, IncrementWindow
 from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
 
@@ -63,10 +66,19 @@ class Session:
 
     def _build(self) -> None:
         leaves = find_parameters(self.model)
+        asked = {leaf.index for leaf in leaves}
+        if self.options.capture == "normalization":
+            asked = set(normalization_leaves(self.model, leaves))
         for leaf in leaves:
-            leaf.ignored = IGNORED if leaf.info.name in self._ignored else ""
+            leaf.ignored = "" if leaf.index in asked else NORMALIZATION_ONLY
+            leaf.ignored = IGNORED if leaf.info.name in self._ignored else leaf.ignored
         self.parameters = [leaf.info for leaf in leaves]
         self._signature = signature(self.model)
+        self.recorder: Recorder | IncrementRecorder
+        if self.options.capture is False:
+            self.recorder = IncrementRecorder(self.model, leaves, self.options, self._take, self._begin_forward)
+            self._open: OpenWindow = IncrementWindow(leaves)
+            return
         plans = find_plans(self.model, [leaf for leaf in leaves if not leaf.ignored])
         self.recorder = Recorder(self.model, leaves, plans, self.options, self._take, self._begin_forward)
         self._open = OpenWindow(leaves, moments=self.options.moments)
@@ -75,7 +87,16 @@ class Session:
         """Take every hook off."""
         self._watch.close()
         self.recorder.leave()
+        for write in self.outlets.rest(lambda: self.history.report(self.parameters)):
+            self._safely(write)
         self.outlets.close()
+
+    def add_optimizer(self, optimizer: Optimizer) -> None:
+        """One more optimizer steps this model; those that it replaces are let go."""
+        optimizers = [*self._watch.without(optimizer), optimizer]
+        self._watch.close()
+        self._stepped.clear()
+        self._watch = StepWatch(optimizers, self.before_step, self._after_step, self.recorder)
 
     @property
     def measuring(self) -> bool:

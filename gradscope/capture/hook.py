@@ -44,6 +44,10 @@ class Hook:
         return getattr, (nullcontext(), "__exit__")
 
 
+#: Called with a model that is about to be watched: who watches models that nobody told it to lets go of them.
+UNASKED: list[Callable[[torch.nn.Module], None]] = []
+
+
 def find_owner(module: torch.nn.Module) -> object | None:
     """The owner of a ``Hook`` on this module, or None."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):

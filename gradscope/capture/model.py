@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import Module
 
-from gradscope.capture.hook import find_owner
+from gradscope.capture.hook import UNASKED, find_owner
 from gradscope.capture.plan import Plan
 from gradscope.errors import AlreadyWatchedError, InvalidArgumentError, UnwatchableModelError
 from gradscope.moments.leaf import Leaf
@@ -49,6 +49,8 @@ def check_model(model: Any) -> None:
         raise InvalidArgumentError(
             f"watch: expected a torch.nn.Module, got {type(model).__name__}. Pass the model itself."
         )
+    for let_go in UNASKED:
+        let_go(model)
     name = type(model).__name__
     if isinstance(model, nn.DataParallel):
         raise UnwatchableModelError(

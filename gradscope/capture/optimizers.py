@@ -86,6 +86,11 @@ class StepWatch:
                 )
         return found
 
+    def without(self, newer: Optimizer) -> list[Any]:
+        """Those of the optimizers that step something which ``newer`` does not: the others were replaced by it."""
+        taken = {id(parameter) for parameter in _parameters(newer)}
+        return [old for old in self.optimizers if any(id(parameter) not in taken for parameter in _parameters(old))]
+
     def close(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
