@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
@@ -151,19 +150,26 @@ class Scope:
         self._session.close_window()
         return self.report(last=1)
 
-    def log_to(self, target: str | os.PathLike[str] | TextIO) -> None:
-        """Write one line per window from now on: JSON lines to a path, or one readable line each to a stream.
+    def log_to(self, target: Any, *, every: int | None = None, depth: int | None = None) -> None:
+        """Write figures there from now on, and what is left at ``close()``.
 
         Args:
-            target: path of a run log, which ``gradscope report`` and ``gradscope top`` read; one that exists is continued.
-                Or a stream such as ``sys.stderr``.
+            target: a path: a run log, one JSON line per window, which ``gradscope report`` and ``gradscope top`` read; one that
+                exists is continued. Or a stream such as ``sys.stderr``: one readable line. Or the experiment tracker that you
+                have: a ``SummaryWriter``, a run of wandb, MLflow or trackio (or the module, with its run), an object with
+                ``log_metrics(figures, step=...)``. Or a function, which is called with the dictionary of figures.
+            every: how many measured windows apart; None is 1 for streams and 10 for trackers. A run log gets every window.
+            depth: how far layers are opened for trackers, as in ``Report.groups``; None takes blocks.
 
         Raises:
+            InvalidArgumentError: nothing can be written there, or the tracker has not been started.
             InvalidRunLogError: the file is something else, or the log of another model.
             OSError: it cannot be opened.
         """
         self._check_open()
-        self._session.outlets.add(target, self._session.parameters)
+        if every is not None:
+            _positive("every", every)
+        self._session.outlets.add(target, self._session.parameters, every, depth)
 
     # -- state --------------------------------------------------------------------------------------------------------
 

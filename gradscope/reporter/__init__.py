@@ -10,6 +10,7 @@ from gradscope.reporter.html import html
 from gradscope.reporter.jsonable import to_dict, to_json
 from gradscope.reporter.log_line import log_line
 from gradscope.reporter.plain import render
+from gradscope.reporter.scalars import scalars
 from gradscope.reporter.svg import svg
 from gradscope.reporter.table import table
 
@@ -20,10 +21,11 @@ REPORTERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "html": html,
         "json": to_json,
         "log line": log_line,
+        "scalars": scalars,
         "svg": svg,
         "table": table,
         "text": render,
     }
 )
 
-__all__ = ["REPORTERS", "html", "log_line", "render", "svg", "table", "to_dict", "to_json"]
+__all__ = ["REPORTERS", "html", "log_line", "render", "scalars", "svg", "table", "to_dict", "to_json"]
