@@ -14,11 +14,13 @@ from gradscope.commands.command import Command
 from gradscope.commands.demo import DEMO
 from gradscope.commands.doctor import DOCTOR
 from gradscope.commands.report import REPORT
+from gradscope.commands.run import RUN
 from gradscope.commands.top import TOP
 
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
         "demo": DEMO,
+        "run": RUN,
         "report": REPORT,
         "top": TOP,
         "check": CHECK,
