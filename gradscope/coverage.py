@@ -13,6 +13,10 @@ STATUSES: tuple[Status, ...] = (
 )  # fmt: skip
 
 
+#: Why the other parameters have no figures where the user asked for the prediction from normalisation layers.
+NORMALIZATION_ONLY = "only normalisation layers were asked for"
+
+
 @dataclass(frozen=True, slots=True)
 class Coverage:
     """How one parameter's figures were made.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import Module
@@ -21,6 +21,7 @@ def watch(
     model: Module,
     *optimizers: Any,
     every: int = 1,
+    capture: bool | Literal["normalization"] = True,
     subsample: int | None = None,
     moments: bool = False,
     second_pass: bool = False,
@@ -41,6 +42,9 @@ def watch(
         optimizers: those that step its parameters, usually one. A window ends when every optimizer whose parameters received a
             gradient has stepped. Without any, ``Scope.step()`` ends it.
         every: measure only each k-th window.
+        capture: True measures samples one by one. False hooks no layer and costs next to nothing: the noise of the window is
+            estimated from how its micro-steps differ, two or more of them. ``"normalization"`` measures the samples in
+            normalisation layers alone, whose noise scale predicts the model's in transformers.
         subsample: compute squares for this many random samples of each micro-batch only, scaled up without bias.
         moments: elementwise second moments too: variance per element, GSNR, the preconditioned noise scale.
         second_pass: recompute what only recomputation can give sample by sample.
@@ -64,11 +68,13 @@ def watch(
         raise InvalidArgumentError(f"watch: budget is a number of bytes, got {budget}.")
     if not isinstance(batch_dim, int) or batch_dim < 0:
         raise InvalidArgumentError(f"watch: batch_dim is a dimension from 0 on, got {batch_dim!r}.")
+    _check_capture(capture, subsample=subsample, moments=moments, second_pass=second_pass, budget=budget)
     if isinstance(ignore, (str, Module)):
         ignore = (ignore,)
     check_model(model)
     options = Options(
         every=every,
+        capture=capture,
         subsample=subsample,
         moments=moments,
         second_pass=second_pass,
@@ -77,6 +83,16 @@ def watch(
         keep=keep,
     )
     return Scope(unwrapped(model), optimizers, options, tuple(ignore), scaler)
+
+
+def _check_capture(capture: Any, **by_sample: Any) -> None:
+    if not isinstance(capture, bool) and capture != "normalization":
+        raise InvalidArgumentError(f'watch: capture is True, False or "normalization", got {capture!r}.')
+    asked = next((f"{name}={value!r}" for name, value in by_sample.items() if value not in (None, False)), "")
+    if capture is False and asked:
+        raise InvalidArgumentError(
+            f"watch: capture=False sees no sample, so {asked} has nothing to work on. Leave out one of the two."
+        )
 
 
 def _positive(name: str, value: Any) -> None:

@@ -31,7 +31,8 @@ class ParameterSums:
 
     Attributes:
         grad_sq_norm: ``‖ḡ‖²`` where ``ḡ = Σ hᵢ`` is what reached the leaf, before any clipping.
-        contribution_sq_sum: ``Σ ‖hᵢ‖²``, or an unbiased estimate of it.
+        contribution_sq_sum: ``Σ ‖hᵢ‖²``, or an unbiased estimate of it; NaN beside a finite ``grad_sq_norm`` where it is not
+            known (a single micro-step whose samples were not told apart).
         sample_sq_norms: ``‖hᵢ‖²``, float64 ``[n]``; NaN where a sample was not measured. None where the parameter has no
             per-sample figures (estimated), and in windows that are no longer the newest.
         variance: unbiased elementwise variance of ``gᵢ``, of the parameter's shape; only with ``moments=True``.

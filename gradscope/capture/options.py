@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,6 +11,7 @@ class Options:
     """Settings of one scope; ``watch`` documents them."""
 
     every: int = 1
+    capture: bool | Literal["normalization"] = True
     subsample: int | None = None
     moments: bool = False
     second_pass: bool = False

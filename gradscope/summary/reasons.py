@@ -43,6 +43,8 @@ def not_a_figure(unit: int, found: Figures, all_series: Series, newest: Window) 
 
 
 def _no_noise(unit: int, all_series: Series, newest: Window) -> str:
+    if bool(all_series.contribution_sq_sum[-1, unit].isnan() & all_series.grad_sq_norm[-1, unit].isfinite()):
+        return "a window of one micro-step shows no noise without its samples"
     if not bool(torch.isfinite(all_series.grad_sq_norm[-1, unit] + all_series.contribution_sq_sum[-1, unit])):
         return "the gradient is not finite"
     if lacks_pairs(newest):

@@ -34,7 +34,9 @@ def _mismatches(found: Digest) -> Iterator[str]:
 def _broken(found: Digest) -> Iterator[str]:
     """Windows, and samples of the newest, whose gradients are not finite."""
     total, newest = found.total, found.newest
-    sums = found.series.grad_sq_norm[:, total] + found.series.contribution_sq_sum[:, total]
+    contributions = found.series.contribution_sq_sum[:, total]
+    # Beside a finite ‖ḡ‖², NaN says that Σ‖hᵢ‖² is not known.
+    sums = found.series.grad_sq_norm[:, total] + torch.where(contributions.isnan(), 0.0, contributions)
     broken = [
         window.index for window, sum_ in zip(found.windows, sums.tolist(), strict=True) if not abs(sum_) < torch.inf
     ]
