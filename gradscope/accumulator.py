@@ -24,11 +24,15 @@ class OpenWindow:
     Args:
         leaves: all parameters.
         moments: whether elementwise moments are wanted.
+
+    Attributes:
+        shared: ``.grad`` after a backward is that of several ranks, not what arrived here.
     """
 
     def __init__(self, leaves: Sequence[Leaf], *, moments: bool) -> None:
         self.leaves = leaves
         self.moments = moments
+        self.shared = False
         self.notices: list[str] = []
         self.trust = Trust()
         self.begin()
@@ -95,17 +99,18 @@ class OpenWindow:
             self._note_grad(self.leaves[index], arrival)
 
     def _note_grad(self, leaf: Leaf, arrival: Arrival) -> None:
-        grad = leaf.parameter.grad
+        grad = leaf.grad
         first = leaf.index not in self.grad_sq
+        leaf.pending = grad is None and leaf.sharded
         if grad is None:
-            if not first:
+            if not first and not leaf.pending:
                 self.problems[leaf.index] = "its .grad is gone after backward (an optimizer that steps inside it?)"
             self.grad_sq[leaf.index] = arrival.squared_norm
             if self.moments and arrival.fresh is not None:
                 self.grads[leaf.index] = dense(arrival.fresh)
             return
         leaf.version = grad._version
-        if first and leaf.hooked and leaf.baseline is None:
+        if first and leaf.hooked and leaf.baseline is None and not self.shared:
             self._compare_stored(leaf, grad.detach(), arrival)
         if leaf.baseline is not None:
             grad = grad.detach() - leaf.baseline

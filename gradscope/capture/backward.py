@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,9 +65,10 @@ class Backward:
             earlier.add(grad, probe)
             return
         self.arrivals[leaf.index] = Arrival(grad, probe, keep)
-        before = leaf.parameter.grad
+        before = leaf.grad
         if before is None:
-            self.restarted.add(leaf.index)
+            if not leaf.pending:
+                self.restarted.add(leaf.index)
             leaf.baseline = None
         elif leaf.version is None:
             leaf.baseline = before.detach().clone() if bool((before != 0).any()) else None
@@ -88,6 +90,20 @@ class Backward:
         """The graph is kept: what arrived belongs to a micro-step that goes on."""
         for forward in self.forwards[:1]:
             merge_arrivals(forward.arrivals, self.arrivals)
+
+
+def after_backward(function: Callable[[], None], levels: int = 0) -> None:
+    """Call this when the backward that is running ends.
+
+    Args:
+        function: what to call.
+        levels: how many rounds of callbacks go first: what reduces gradients over ranks queues its own, and those queue others.
+    """
+    if levels:
+        outer = partial(after_backward, function, levels - 1)
+        torch.autograd.Variable._execution_engine.queue_callback(outer)
+    else:
+        torch.autograd.Variable._execution_engine.queue_callback(function)
 
 
 def merge_arrivals(into: dict[int, Arrival], later: Mapping[int, Arrival]) -> None:
@@ -166,7 +182,9 @@ def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival
         record = step.of(leaves[index])
         record.arrival = arrival
         leaf = leaves[index]
-        if leaf.probe is not None and leaf.info.numel > 1 and (step.spot is not None or leaf.mismatched):
+        # A sharded parameter's numbers are not here any more.
+        here = leaf.probe is not None and leaf.info.numel > 1 and not leaf.sharded
+        if here and leaf.probe is not None and (step.spot is not None or leaf.mismatched):
             record.parameter_probe = leaf.probe.of(leaf.parameter.detach())
         if not record.reason and record.norms is None:
             record.reason = "no layer that gradscope knows was seen using it"

@@ -70,7 +70,7 @@ class Forwarding:
             return None
         tensors = [t for t in outputs_of(output) if t.requires_grad]
         leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
-        if not tensors or not leaves:
+        if not tensors or not leaves or (self.recorder.sharded and not self.recorder.find_gathered(plan)):
             return None
         in_backward = torch._C._current_graph_task_id() != -1
         forward = self._current_forward(args, kwargs, in_backward)
@@ -203,7 +203,7 @@ class Forwarding:
         if forward.uncovered and compiler_was_used():
             inside = inside_compiled(outputs)
             for leaf in self.recorder.leaves:
-                if leaf.index in forward.uncovered and id(leaf.parameter) in inside:
+                if leaf.index in forward.uncovered and id(leaf.live) in inside:
                     forward.uncovered[leaf.index] = COMPILED
         forward.let_go()
 

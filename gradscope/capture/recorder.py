@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.checkpoint import _StopRecomputationError
 
-from gradscope.capture.backward import Backward, finish_forwards
+from gradscope.capture.backward import Backward, after_backward, finish_forwards
 from gradscope.capture.callables import AboveHook, AddedHook, LeafHook, PlanHook
 from gradscope.capture.forward import Forward
 from gradscope.capture.forwarding import Forwarding
@@ -64,6 +64,11 @@ class Recorder:
         self.graphs: set[object] = set()
         self.same_samples: bool | None = None
         self.calibrated = False
+        #: Other callbacks at the end of a backward, which may queue more, come first.
+        self.levels = 0
+        #: Whether a second backward may run inside the user's; where it would wait for other ranks it may not.
+        self.inner = True
+        self.sharded = any(leaf.sharded for leaf in leaves)
         self.second_pass = SecondPass(self) if options.second_pass else None
         self._handles: list[Any] = []
         self._presence: Any = None
@@ -86,11 +91,31 @@ class Recorder:
                 self._hang(plan.module.register_forward_hook, AboveHook(self, plan), with_kwargs=True)
         self._hang(model.register_forward_hook, self.forwarding.after_model, with_kwargs=True)
         for leaf in self.leaves:
-            if leaf.wanted:
-                arrival = Hook(self.shielded(LeafHook(self, leaf)), self)
-                self._handles.append(register_first(leaf.parameter, arrival))
-                added = Hook(AddedHook(self, leaf.index), None)
-                self._handles.append(leaf.parameter.register_post_accumulate_grad_hook(added))
+            if leaf.wanted and not leaf.sharded:
+                self._hang_on(leaf)
+
+    def _hang_on(self, leaf: Leaf) -> None:
+        arrival = Hook(self.shielded(LeafHook(self, leaf)), self)
+        self._handles.append(register_first(leaf.live, arrival))
+        added = Hook(AddedHook(self, leaf.index), None)
+        self._handles.append(leaf.live.register_post_accumulate_grad_hook(added))
+
+    def find_gathered(self, plan: Plan) -> bool:
+        """Hang hooks on what ``fully_shard`` has gathered of a layer's parameters, which is there while the layer runs.
+
+        Returns:
+            Whether all of them are whole; parts of a layer that is split over ranks cannot be described.
+        """
+        for name, leaf in plan.leaves.items():
+            if not leaf.sharded or not leaf.wanted:
+                continue
+            found = plan.module._parameters.get(name)
+            if found is None or hasattr(found, "to_local"):
+                return False
+            if found is not leaf.live:
+                leaf.live = found
+                self._hang_on(leaf)
+        return True
 
     def detach(self) -> None:
         """Take the hooks off, but for one on the model that shows that it is watched."""
@@ -100,8 +125,9 @@ class Recorder:
         for leaf in self.leaves:
             # torch keeps the empty dictionaries; without hooks there were none.
             for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-                if not getattr(leaf.parameter, name, None):
-                    setattr(leaf.parameter, name, None)
+                if not getattr(leaf.live, name, None):
+                    setattr(leaf.live, name, None)
+            leaf.live = leaf.parameter
         self.forwarding.forward = self.backward = self.tagging = None
         self.kept.clear()
 
@@ -144,7 +170,7 @@ class Recorder:
         """Note that a backward has reached this forward; False if its micro-step is over already."""
         if self.backward is None:
             self.backward = Backward(torch._C._current_graph_task_id())
-            torch.autograd.Variable._execution_engine.queue_callback(self.shielded(self._after_backward))
+            after_backward(self.shielded(self._after_backward), self.levels)
         self.backward.reach(forward)
         # Hooks run with gradients enabled only where the backward itself is to be differentiated.
         self.backward.creates |= torch.is_grad_enabled()
@@ -191,7 +217,7 @@ class Recorder:
 
     def wants_tags(self, forward: Forward) -> bool:
         """Whether this backward needs an inner one."""
-        if forward.samples == 1 or forward.tag_error:
+        if forward.samples == 1 or forward.tag_error or not self.inner:
             return False
         return self.guarding or forward.wants_tags or bool(self.estimated)
 
@@ -204,11 +230,11 @@ class Recorder:
         """Hook on a parameter: autograd is about to add this to ``.grad``."""
         if self.tagging is not None:
             return
-        own = leaf.parameter
+        own = leaf.live
         leaf.hooked = max(len(own._backward_hooks or ()), len(own._post_accumulate_grad_hooks or ())) > 1
         if self.backward is None:
             self.backward = Backward(torch._C._current_graph_task_id())
-            torch.autograd.Variable._execution_engine.queue_callback(self.shielded(self._after_backward))
+            after_backward(self.shielded(self._after_backward), self.levels)
         self.backward.arrive(
             leaf, grad, leaf.directions(self.generator), keep=self.options.moments or self.more_backwards()
         )

@@ -51,7 +51,7 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
     for recomputed in forward.recomputed:
         _prefer_operators(recorder, forward, graph, recomputed)
     for leaf in raw:
-        node = graph.accumulators.get(id(leaf.parameter))
+        node = graph.accumulators.get(id(leaf.live))
         if node is not None:
             _hook_leaf(recorder, forward, graph, leaf, node, set())
     for plan in recorder.plans:
@@ -62,7 +62,7 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
 def _prefer_operators(recorder: Recorder, forward: Forward, graph: Graph, call: RecomputedCall) -> None:
     """A module without a rule need not be recomputed where the operators inside it are known."""
     leaves = [leaf for leaf in call.plan.leaves.values() if leaf.wanted]
-    nodes = [graph.accumulators.get(id(leaf.parameter)) for leaf in leaves]
+    nodes = [graph.accumulators.get(id(leaf.live)) for leaf in leaves]
     for leaf, node in zip(leaves, nodes, strict=True):
         if node is None or forward.uses.get(leaf.index) != 1:
             return
@@ -79,10 +79,10 @@ def _look_for_functional_uses(recorder: Recorder, forward: Forward, graph: Graph
     """A parameter that its layer reads, and that is read elsewhere as well (a head that multiplies with the table)."""
     owned: set[tuple[Any, int]] = set()
     for output, inputs, indices in forward.made:
-        nodes = {graph.accumulators.get(id(recorder.leaves[i].parameter)) for i in indices} - {None}
+        nodes = {graph.accumulators.get(id(recorder.leaves[i].live)) for i in indices} - {None}
         owned.update(nodes_of_call(output, inputs, nodes))
     for leaf in leaves:
-        node = graph.accumulators.get(id(leaf.parameter)) if leaf.wanted and forward.uses.get(leaf.index) else None
+        node = graph.accumulators.get(id(leaf.live)) if leaf.wanted and forward.uses.get(leaf.index) else None
         if node is None:
             continue
         if any(edge not in owned for edge in graph.consumers.get(node, ())):

@@ -64,14 +64,20 @@ class Leaf:
         mismatched: the last window's contributions did not add up.
         hooked: a hook of the user's own comes after ours.
         baseline: what ``.grad`` held when the window began, where that was not zero.
+        live: the tensor that the model's graph holds: the parameter itself, or what ``fully_shard`` gathered of it.
+        pending: something arrived that ``fully_shard`` has not reduced into ``.grad`` yet.
     """
 
-    __slots__ = ("baseline", "hooked", "ignored", "index", "info", "mismatched", "parameter", "probe", "version")
+    __slots__ = (
+        "baseline", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe", "version"
+    )  # fmt: skip
 
     def __init__(self, index: int, info: ParameterInfo, parameter: Parameter) -> None:
         self.index = index
         self.info = info
         self.parameter = parameter
+        self.live: Tensor = parameter
+        self.pending = False
         self.probe: Probe | None = None
         self.version: int | None = None
         self.baseline: Tensor | None = None
@@ -84,6 +90,21 @@ class Leaf:
         """Whether this parameter is to be measured: it asks for a gradient, and the user did not leave it out."""
         return self.parameter.requires_grad and not self.ignored
 
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds a part of the parameter only (a ``DTensor``)."""
+        return hasattr(self.parameter, "to_local")
+
+    @property
+    def grad(self) -> Tensor | None:
+        """``.grad``, or this process's part of it: reading more of a ``DTensor`` would wait for other ranks."""
+        grad = self.parameter.grad
+        if grad is None or not self.sharded:
+            return grad
+        with torch.no_grad():
+            part: Tensor = grad.to_local()  # type: ignore[attr-defined]
+        return part
+
     def directions(self, generator: torch.Generator) -> Probe:
         """The probe, drawn when it is first needed."""
         if self.probe is None:
@@ -94,3 +115,4 @@ class Leaf:
         """Forget the last window."""
         self.version = None
         self.baseline = None
+        self.pending = False
