@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gradscope.capture.forward import Forward
 from gradscope.capture.kept import Kept
-from gradscope.capture.layout import BatchDim, Layout, NoSamples, RowProbe, Rows, find_layout
+from gradscope.capture.layout import BatchDim, Layout, NoSamples, Rows
 from gradscope.capture.plan import Plan
+from gradscope.capture.tagged_rows import TaggedRows
 from gradscope.contributions import Contribution, Dense, Scatter
 from gradscope.errors import MixedSamplesError
 from gradscope.moments.leaf import Leaf
@@ -41,7 +42,6 @@ class Call:
         "key",
         "plan",
         "recorder",
-        "row_probe",
         "tagged",
     )
 
@@ -56,8 +56,7 @@ class Call:
         #: What autocast computed in, where the layer is of many operators and its output need not show it.
         self.autocast: torch.dtype | None = None
         self.grad: Tensor | None = None
-        self.row_probe: RowProbe | None = None
-        self.tagged: Tensor | None = None
+        self.tagged: TaggedRows | None = None
 
     @property
     def rule(self) -> Rule:
@@ -199,10 +198,12 @@ class Call:
     def _see_tags(self, grad: Tensor) -> None:
         if grad.numel() == 0:
             return
-        if self.row_probe is None:
-            self.row_probe = RowProbe(grad.shape, self._lead(grad), grad, self.recorder.generator)
-        seen = self.row_probe(grad)
-        self.tagged = seen if self.tagged is None else self.tagged + seen
+        if self.tagged is None:
+            every_row = self.key in self.plan.layouts.every_row
+            lead, n = self._lead(grad), self.forward.samples
+            self.tagged = TaggedRows(grad, lead, n, self.recorder.generator, every_row=every_row)
+        else:
+            self.tagged.add(grad)
 
     def _layout(self, grad: Tensor) -> Layout:
         lead = grad.shape[: self._lead(grad)]
@@ -213,12 +214,11 @@ class Call:
             # Every row belongs to the only sample.
             rows = torch.zeros(lead.numel(), dtype=torch.long, device=grad.device)
             return BatchDim(candidates[0], measured=True) if candidates else Rows(rows)
-        tags, tagged, probe = self.forward.tags, self.tagged, self.row_probe
-        self.tagged = self.row_probe = None
-        if tags is not None and tagged is not None and probe is not None and self.forward.distinct:
-            plain = probe(grad)
-            layout = find_layout(plain, tagged, tags, lead, candidates, self.forward.precision(grad.dtype))
-            self.plan.layouts.learn(self.key, layout, plain)
+        tags, tagged = self.forward.tags, self.tagged
+        self.tagged = None
+        if tags is not None and tagged is not None and self.forward.distinct:
+            layout, numbers = tagged.layout(grad, tags, candidates, self.forward.precision(grad.dtype))
+            self.plan.layouts.learn(self.key, layout, numbers)
             return layout
         known = self.plan.layouts.known(self.key)
         if isinstance(known, NoSamples) or (isinstance(known, Rows) and known.sample_of_row.numel() == lead.numel()):

@@ -41,32 +41,14 @@ class NoSamples:
 
     Attributes:
         mixed: samples interact; otherwise the output simply has no batch dimension.
+        settled: whether every row was looked at.
     """
 
     mixed: bool
+    settled: bool = True
 
 
 Layout = BatchDim | Rows | NoSamples
-
-
-class RowProbe:
-    """Two random numbers for each row of a layer's output gradient: enough to recognise the row's tag.
-
-    Args:
-        rows: how many leading dimensions make up a row's index.
-        generator: private.
-    """
-
-    def __init__(self, shape: torch.Size, rows: int, like: Tensor, generator: torch.Generator) -> None:
-        self.lead = shape[:rows]
-        real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
-        directions = torch.randn(shape[rows:].numel(), 2, generator=generator, dtype=real).to(like.device)
-        self.directions = directions.to(like.dtype) if like.is_complex() else directions
-
-    def __call__(self, grad: Tensor) -> Tensor:
-        """Numbers ``[R, 2]`` of a gradient."""
-        rows = grad.reshape(self.lead.numel(), self.directions.shape[0]).to(self.directions.dtype)
-        return rows @ self.directions
 
 
 def find_layout(
@@ -82,7 +64,7 @@ def find_layout(
         candidates: dimensions of size n to try, best guess first.
         dtype: of the gradient, for the tolerance.
     """
-    n = tags.shape[0]
+    n, tags = tags.shape[0], tags.to(plain.device)
     finite = (plain.isfinite() & tagged.isfinite()).all(1, keepdim=True)
     if not bool(finite.all()):
         # A sample that overflowed says nothing about the others' places.

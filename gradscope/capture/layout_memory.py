@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.capture.layout import Layout, Rows
+from gradscope.capture.layout import Layout, NoSamples, Rows
 
 #: One place in the graph: depth below the parameter, kind of node, operand, and both shapes.
 Place = tuple[int, str, int, torch.Size, torch.Size]
@@ -27,6 +27,8 @@ class LayoutMemory:
         self._rows: dict[Key, Rows] = {}
         #: Per parameter or layer: places in the graph that looked as if samples were met there, and where tags showed none.
         self.rejected: dict[object, set[Place]] = {}
+        #: Calls whose rows are to be looked at one by one, since sums over rows fitted no sample.
+        self.every_row: set[Key] = set()
 
     def known(self, key: Key) -> Layout | None:
         """The layout of calls of this kind, or None."""
@@ -38,6 +40,11 @@ class LayoutMemory:
         A gradient that is not finite teaches nothing, nor does one that is zero in nearly all rows (a head that begins at zero):
         nothing fits every layout.
         """
+        if isinstance(layout, NoSamples) and not layout.settled:
+            self._known.pop(key, None)
+            if len(self.every_row) < MOST:
+                self.every_row.add(key)
+            return
         size = rows.abs().sum(1)
         if not bool(size.isfinite().all()):
             return

@@ -11,9 +11,10 @@ from torch.autograd.graph import GradientEdge
 
 from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward
-from gradscope.capture.layout import BatchDim, Layout, NoSamples, RowProbe, Rows, find_layout
+from gradscope.capture.layout import BatchDim, Layout, NoSamples, Rows
 from gradscope.capture.meeting import Meeting
 from gradscope.capture.saved import UnreadableError, readable
+from gradscope.capture.tagged_rows import TaggedRows
 from gradscope.capture.tagging import user_hooks_lifted
 from gradscope.contributions import Contribution, Dense, Outer
 from gradscope.moments.leaf import Leaf
@@ -37,7 +38,7 @@ class OperatorUse:
         key: what tells this use from others.
     """
 
-    __slots__ = ("forward", "key", "made_by", "meeting", "node_name", "recorder", "row_probe", "tagged", "target")
+    __slots__ = ("forward", "key", "made_by", "meeting", "node_name", "recorder", "tagged", "target")
 
     def __init__(
         self, recorder: Recorder, forward: Forward, meeting: Meeting, target: Leaf | Call, made_by: GradientEdge | None,
@@ -50,8 +51,7 @@ class OperatorUse:
         self.target = target
         self.made_by = made_by
         self.key = key
-        self.tagged: Tensor | None = None
-        self.row_probe: RowProbe | None = None
+        self.tagged: TaggedRows | None = None
 
     @property
     def leaves(self) -> dict[str, Leaf]:
@@ -80,16 +80,19 @@ class OperatorUse:
         return rows(grad, self.meeting.operand, self.meeting.dims)
 
     def _see_tags(self, rows: Tensor) -> None:
-        if self.row_probe is None:
-            self.row_probe = RowProbe(rows.shape, len(self.meeting.dims), rows, self.recorder.generator)
-        seen = self.row_probe(rows)
-        self.tagged = seen if self.tagged is None else self.tagged + seen
+        if self.tagged is None:
+            lead, n = self.meeting.lead, self.forward.samples
+            every_row = (*self.key, lead, n) in self.recorder.layouts.every_row
+            self.tagged = TaggedRows(rows, len(lead), n, self.recorder.generator, every_row=every_row)
+        else:
+            self.tagged.add(rows)
 
     def _measure(self, grad: Tensor) -> None:
         layout = self._layout(self._rows(grad))
         if isinstance(layout, NoSamples):
-            # The next forward looks further on.
-            self.recorder.layouts.rejected.setdefault(self.key[1], set()).add(self.meeting.place)
+            if layout.settled:
+                # The next forward looks further on.
+                self.recorder.layouts.rejected.setdefault(self.key[1], set()).add(self.meeting.place)
             self._withhold(f"where it meets the samples ({self.meeting.name}), rows do not belong to single samples")
             return
         node: Any = torch._C._current_autograd_node()
@@ -141,12 +144,11 @@ class OperatorUse:
     def _layout(self, rows: Tensor) -> Layout:
         lead, n, memory = self.meeting.lead, self.forward.samples, self.recorder.layouts
         candidates = [k for k, size in enumerate(lead) if size == n]
-        tags, tagged, probe = self.forward.tags, self.tagged, self.row_probe
-        self.tagged = self.row_probe = None
-        if tags is not None and tagged is not None and probe is not None and self.forward.distinct:
-            plain = probe(rows)
-            layout = find_layout(plain, tagged, tags, lead, candidates, self.forward.precision(rows.dtype))
-            memory.learn((*self.key, lead, n), layout, plain)
+        tags, tagged = self.forward.tags, self.tagged
+        self.tagged = None
+        if tags is not None and tagged is not None and self.forward.distinct:
+            layout, numbers = tagged.layout(rows, tags, candidates, self.forward.precision(rows.dtype))
+            memory.learn((*self.key, lead, n), layout, numbers)
             return layout
         known = memory.known((*self.key, lead, n))
         if known is not None:
@@ -163,7 +165,7 @@ class OperatorUse:
             if meeting.transposed and isinstance(contribution, Outer):
                 # W enters as its transpose: the factors change places.
                 return {"": Outer(contribution.grads, contribution.inputs, torch.Size(reversed(meeting.shape)))}
-            return {"": Dense(self._pulled_back(contribution, self.target.parameter))}
+            return {"": Dense(self._pulled_back(contribution, self.target.live))}
         dense = contribution.dense().reshape(-1, *meeting.shape)
         if meeting.source is not None and self.made_by is not None:
             dense = self._pulled_back(contribution, self.made_by)

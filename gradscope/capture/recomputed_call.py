@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from gradscope.capture.forward import Forward
 from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
-from gradscope.capture.layout import along
 from gradscope.capture.plan import Plan
+from gradscope.capture.tagged_rows import TaggedRows
 from gradscope.contributions import Dense
 from gradscope.errors import GradscopeError
 from gradscope.moments.leaf import Leaf
@@ -56,7 +56,7 @@ class RecomputedCall:
         self.forward = forward
         self.kept = kept
         self.grads: list[Tensor | None] = [None] * outputs
-        self.tagged: list[Tensor | None] = [None] * outputs
+        self.tagged: list[TaggedRows | None] = [None] * outputs
         self.waits = False
         self.by_operators = False
         self.above = above
@@ -83,8 +83,7 @@ class RecomputedCall:
         recorder = self.recorder
         if recorder.tagging is not None:
             if recorder.tagging is self.forward:
-                seen = self.tagged[which]
-                self.tagged[which] = grad if seen is None else seen + grad
+                self._see_tags(which, grad)
             return
         if not recorder.enter(self.forward) or self.by_operators:
             return
@@ -151,16 +150,23 @@ class RecomputedCall:
             dim = sample_dim(self.plan.module, plain, n, batch_dim)
             if dim is None:
                 raise GradscopeError("its output has no batch dimension")
-            shape = [1] * plain.dim()
-            shape[dim] = -1
-            if not bool((plain.isfinite() & tagged.isfinite()).all()):
-                return
-            expected = along(tags, plain.shape, dim).reshape(plain.shape).to(plain.dtype) * plain
-            off = (tagged - expected).norm()
             tolerance = TOLERANCE.get(self.forward.precision(plain.dtype), 1e-3)
-            if bool(off > tolerance * (plain.norm() * tags.abs().max())):
+            fits = tagged.fits(plain, tags, dim, tolerance)
+            if fits is None:
+                return
+            if not fits:
                 raise _Interacting
         self.plan.checked = True
+
+    def _see_tags(self, which: int, grad: Tensor) -> None:
+        seen = self.tagged[which]
+        if seen is None:
+            dim = sample_dim(self.plan.module, grad, self.forward.samples, self.recorder.options.batch_dim)
+            # A sequence's last dimension holds features, unless samples lie along it.
+            rows = max(1, grad.dim() - 1) if dim is None else max(dim + 1, grad.dim() - 1)
+            self.tagged[which] = TaggedRows(grad, rows, self.forward.samples, self.recorder.generator)
+        else:
+            seen.add(grad)
 
     def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PackedSequence, Any] | None:
         """A recurrent module's packed sequence, which has rows and no dimension of samples, and its initial state."""
@@ -173,8 +179,8 @@ class RecomputedCall:
         tags, plain, tagged = self.forward.tags, self.grads[0], self.tagged[0]
         if tags is None or plain is None or tagged is None:
             return
-        expected = tags.to(plain.device, plain.dtype)[sample_of_packed_row(packed)].unsqueeze(1) * plain
-        if bool((tagged - expected).norm() > TOLERANCE.get(plain.dtype, 1e-3) * (plain.norm() * tags.abs().max())):
+        row_tags = tags[sample_of_packed_row(packed).to(tags.device)]
+        if not tagged.fits_rows(plain, row_tags, TOLERANCE.get(plain.dtype, 1e-3)):
             raise _Interacting
         self.plan.checked = True
 
@@ -183,7 +189,7 @@ class RecomputedCall:
         if packed is not None and isinstance(self.plan.module, RNNBase):
             return PackedRecomputation(
                 module=self.plan.module,
-                parameters={name: self.chosen[name].parameter.detach() for name in names},
+                parameters={name: self.chosen[name].live.detach() for name in names},
                 packed=packed[0],
                 state=packed[1],
                 grads=[None if grad is None else grad.detach() for grad in self.grads],
@@ -201,7 +207,7 @@ class RecomputedCall:
             grad_dims.append(dim)
         return Recomputation(
             module=module,
-            parameters={name: self.chosen[name].parameter.detach() for name in names},
+            parameters={name: self.chosen[name].live.detach() for name in names},
             args=args,
             kwargs=kwargs,
             arg_dims=[sample_dim(module, tensor, n, batch_dim) for tensor in tensors],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import Module
 from gradscope.capture.forward import Forward
 from gradscope.contributions.precision import squared_norm
 from gradscope.moments.leaf import Leaf
+from gradscope.moments.microstep import MicroStep
 from gradscope.statistics.random_signs import balanced_signs
 
 if TYPE_CHECKING:
@@ -100,11 +102,14 @@ class OutputHook:
         if not leaves:
             return
         node: Any = torch._C._current_autograd_node()
+        # Where nothing can add to them any more, sums become numbers as they come: all at once would be one more gradient.
+        alone = forward.outputs == 1 and recorder.same_samples is None and not recorder.more_backwards()
+        sums = SignedSums(leaves, reduce=alone)
         recorder.tagging = forward
         forward.starts_at = self.which
         try:
-            with user_hooks_lifted(leaves), retained_grads_kept(forward), state_kept(recorder.model, forward, grad):
-                found = torch.autograd.grad(
+            with sums, retained_grads_kept(forward), state_kept(recorder.model, forward, grad):
+                torch.autograd.grad(
                     [GradientEdge(node, self.output_nr)],
                     [leaf.parameter for leaf in leaves],
                     [self._along(forward.tags, grad) * grad],
@@ -119,16 +124,12 @@ class OutputHook:
         finally:
             recorder.tagging = None
             forward.starts_at = None
-        self._store(leaves, found)
-        if forward.outputs == 1 and recorder.same_samples is None and not recorder.more_backwards():
-            settle_signed(forward, recorder.leaves)
-
-    def _store(self, leaves: Sequence[Leaf], found: Sequence[Tensor | None]) -> None:
-        for leaf, signed in zip(leaves, found, strict=True):
-            if signed is None:
-                continue
-            before = self.forward.signed.get(leaf.index)
-            self.forward.signed[leaf.index] = signed if before is None else before + signed
+        for index, signed in sums.whole.items():
+            before = forward.signed.get(index)
+            forward.signed[index] = signed if before is None else before + signed
+        if alone and forward.step is not None:
+            sums.hand_over(forward.step)
+            forward.step.signs = forward.tags
 
 
 def settle_signed(forward: Forward, leaves: Sequence[Leaf]) -> None:
@@ -138,12 +139,14 @@ def settle_signed(forward: Forward, leaves: Sequence[Leaf]) -> None:
         forward.signed.clear()
         return
     for index, signed in forward.signed.items():
-        leaf, record = leaves[index], step.of(leaves[index])
-        record.signed_sum = squared_norm(signed)
-        if leaf.probe is not None:
-            record.signed_probe = leaf.probe.of(signed)
+        record = step.of(leaves[index])
+        record.signed_sum, record.signed_probe = _numbers(leaves[index], signed)
     step.signs = forward.tags
     forward.signed.clear()
+
+
+def _numbers(leaf: Leaf, signed: Tensor) -> tuple[Tensor, Tensor | None]:
+    return squared_norm(signed), None if leaf.probe is None else leaf.probe.of(signed)
 
 
 @contextmanager
@@ -203,3 +206,47 @@ class user_hooks_lifted:  # noqa: N801 - used as a context manager, like those o
     def __exit__(self, *exc: object) -> None:
         for hooks, saved in self.saved:
             hooks.update(saved)
+
+
+class SignedSums(user_hooks_lifted):
+    """Takes ``Σ rᵢhᵢ`` of each parameter in the place of the leaf hooks, while the inner backward runs.
+
+    Args:
+        leaves: the parameters.
+        reduce: make numbers of each sum as it comes, and let go of it.
+
+    Attributes:
+        whole: per parameter index, sums that were not reduced.
+        numbers: per parameter index, ``‖Σ rᵢhᵢ‖²`` and ``⟨Σ rᵢhᵢ, R⟩``.
+    """
+
+    def __init__(self, leaves: Sequence[Leaf], *, reduce: bool) -> None:
+        super().__init__(leaves)
+        self.reduce = reduce
+        self.whole: dict[int, Tensor] = {}
+        self.numbers: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._handles = [leaf.parameter.register_hook(partial(self._take, leaf)) for leaf in self.leaves]
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        super().__exit__(*exc)
+
+    def hand_over(self, step: MicroStep) -> None:
+        """Give the numbers to the micro-step."""
+        for leaf in self.leaves:
+            if leaf.index in self.numbers:
+                record = step.of(leaf)
+                record.signed_sum, record.signed_probe = self.numbers[leaf.index]
+
+    def _take(self, leaf: Leaf, signed: Tensor) -> Tensor | None:
+        if not self.reduce:
+            self.whole[leaf.index] = signed
+            return None
+        self.numbers[leaf.index] = _numbers(leaf, signed)
+        # autograd keeps what a hook returns until the end: zeros that take no room.
+        return None if signed.is_sparse else signed.new_zeros(()).expand_as(signed)
