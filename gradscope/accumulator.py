@@ -27,12 +27,14 @@ class OpenWindow:
 
     Attributes:
         shared: ``.grad`` after a backward is that of several ranks, not what arrived here.
+        by_parts: only the sizes of whole micro-steps are known, nothing of their samples.
     """
 
     def __init__(self, leaves: Sequence[Leaf], *, moments: bool) -> None:
         self.leaves = leaves
         self.moments = moments
         self.shared = False
+        self.by_parts = False
         self.notices: list[str] = []
         self.trust = Trust()
         self.begin()

@@ -84,21 +84,27 @@ def _sample_norms(parts: Parts) -> Tensor:
 
 
 def _elementwise(parts: Parts, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    total = second_moment(parts.steps, parts.index)
+    if total is None:
+        return None, None
+    samples, scale = sum(step.samples for step in parts.steps), parts.scale
+    return elementwise_moments(grad / scale, total / (scale * scale), parts.weight_sq_sum, samples)
+
+
+def second_moment(steps: Sequence[MicroStep], index: int) -> Tensor | None:
+    """``Σ|hᵢ|²`` elementwise over all micro-steps; None where one of them does not know it."""
     total: Tensor | None = None
-    for step in parts.steps:
-        record = step.measured.get(parts.index)
+    for step in steps:
+        record = step.measured.get(index)
         if record is None or record.arrival is None:
             continue
         moment = record.second_moment
         if moment is None and step.samples == 1 and record.arrival.fresh is not None:
             moment = dense(record.arrival.fresh).abs().square()
         if moment is None:
-            return None, None
+            return None
         total = moment if total is None else total + moment
-    if total is None:
-        return None, None
-    samples, scale = sum(step.samples for step in parts.steps), parts.scale
-    return elementwise_moments(grad / scale, total / (scale * scale), parts.weight_sq_sum, samples)
+    return total
 
 
 def dense(grad: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class IncrementWindow(OpenWindow):
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
         super().__init__(leaves, moments=False)
+        self.by_parts = True
 
     def _note_grad(self, leaf: Leaf, arrival: Arrival) -> None:
         if isinstance(arrival, Increment):
@@ -55,7 +56,7 @@ class IncrementWindow(OpenWindow):
         v2 = float(share.square().sum()) if self.steps else 1.0
         if len({step.samples for step in self.steps}) > 1 and all(step.weights is None for step in self.steps):
             self.notices.append(UNEVEN)
-        if len(self.steps) == 1:
+        if len(self.steps) == 1 and not self.shared:
             self.notices.append("one micro-step: counted, but in no mean and no interval")
         sizes = self._sizes()
         coverage = {leaf.info.name: self._cover(leaf, self._made(leaf)) for leaf in self.leaves}
