@@ -25,6 +25,8 @@ class Trust:
         self.distrusted: dict[int, str] = {}
         self.suspects: set[int] = set()
         self._differences: dict[int, deque[float]] = {}
+        self._window = 0
+        self._noted: dict[int, int] = {}
 
     def remember(self, window: int, judged: Mapping[int, Sequence[Judged | None]], guarded: set[int]) -> None:
         """Note a window: a fault that only a guard sees holds until a guard finds the parameter right.
@@ -34,6 +36,7 @@ class Trust:
             judged: every parameter's verdicts.
             guarded: parameters that a guard looked at.
         """
+        self._window = window
         for index, parts in judged.items():
             faults = [part.coverage.reason for part in parts if part is not None and part.by_guard]
             if faults:
@@ -51,6 +54,10 @@ class Trust:
             dtype: the coarsest that went into them.
         """
         squares = self._differences.setdefault(index, deque(maxlen=MEMORY))
+        if self._noted.get(index) == self._window and squares:
+            # A window that was looked at before it ended is looked at again.
+            squares.pop()
+        self._noted[index] = self._window
         squares.append(sum(error * error for error in errors) / len(errors))
         error, limit = (sum(squares) / len(squares)) ** 0.5, allowed(dtype, len(squares))
         return "" if error <= limit else f"{differs(error, limit)}, on average over {len(squares)} windows"
