@@ -144,10 +144,7 @@ class OpenWindow:
             scale: what the loss was multiplied with (GradScaler); divided out of every figure.
             adam: what the optimizer knows, by parameter index; may be empty.
         """
-        weights, ids = self._weights()
-        share = weights / weights.sum()
-        # A window whose samples were never seen (hooks left out by a compiler) has parameters' reasons, and no figures.
-        v2 = float(share.square().sum()) if self.steps else 1.0
+        share, v2, ids = self._shares()
         judged = self._judge()
         guarded = {i for step in self.steps for i, record in step.measured.items() if record.built is not None}
         self.trust.remember(index, judged, guarded)
@@ -164,7 +161,7 @@ class OpenWindow:
                 sums[leaf.info.name] = parameter_sums(parts, by_sample=by_sample, adam=adam.get(i))
         return Window(
             index=index,
-            samples=int(weights.numel()),
+            samples=share.numel(),
             micro_steps=len(self.steps),
             weight_sq_sum=v2,
             parameters=sums,
@@ -175,15 +172,24 @@ class OpenWindow:
             notices=tuple(dict.fromkeys([*self.notices, *(n for step in self.steps for n in step.notices)])),
         )
 
-    def _weights(self) -> tuple[Tensor, tuple[str, ...] | None]:
+    def _shares(self) -> tuple[Tensor, float, tuple[str, ...] | None]:
+        """``wᵢ``, ``V₂``, and what the samples are called."""
+        if not self.steps:
+            # Samples that were never seen (hooks left out by a compiler): parameters have reasons, and no figures.
+            return torch.empty(0, dtype=torch.float64), 1.0, None
+        if all(step.weights is None and step.ids is None for step in self.steps):
+            n = sum(step.samples for step in self.steps)
+            return torch.full((n,), 1.0 / n, dtype=torch.float64), 1.0 / n, None
         weights = [
             torch.ones(step.samples, dtype=torch.float64) if step.weights is None else step.weights
             for step in self.steps
         ]
+        whole = torch.cat(weights)
+        share = whole / whole.sum()
+        v2 = float(share.square().sum())
         if all(step.ids is None for step in self.steps):
-            return torch.cat([torch.empty(0, dtype=torch.float64), *weights]), None
-        ids = [name for step in self.steps for name in (step.ids or [""] * step.samples)]
-        return torch.cat(weights), tuple(ids)
+            return share, v2, None
+        return share, v2, tuple(name for step in self.steps for name in (step.ids or [""] * step.samples))
 
     def _judge(self) -> dict[int, list[Judged | None]]:
         """Every parameter's verdicts, one per micro-step; None where nothing reached it."""
@@ -229,5 +235,7 @@ class OpenWindow:
             text = self.trust.lasting(leaf.index, errors, dtype)
             if text:
                 return Coverage("mismatch", worst.rule, text, max(errors))
+        if len(known) == 1:
+            return worst
         reason = next((one.reason for one in known if one.status == worst.status and one.reason), worst.reason)
         return Coverage(worst.status, worst.rule, reason, max(errors, default=worst.error))

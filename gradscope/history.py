@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from gradscope.report import Report
 from gradscope.summary import summarise
-from gradscope.window import ParameterInfo, Window
+from gradscope.window import ParameterInfo, ParameterSums, Window
 
 
 class History:
@@ -59,7 +59,7 @@ class History:
 def without_tensors(window: Window) -> Window:
     """The window without what only the newest one keeps."""
     bare = {
-        name: replace(sums, sample_sq_norms=None, variance=None, signal=None)
+        name: ParameterSums(sums.grad_sq_norm, sums.contribution_sq_sum, preconditioned=sums.preconditioned)
         for name, sums in window.parameters.items()
     }
     return replace(window, parameters=bare, weights=None)

@@ -99,7 +99,7 @@ def _compare_all(records: Sequence[Measured], arrivals: Sequence[Arrival]) -> Te
     """An ordinary window, all of whose parameters have contributions: four fields, in as few operators as there can be."""
     norms = torch.stack([record.norms for record in records if record.norms is not None])
     probes = torch.stack([record.probes for record in records if record.probes is not None])
-    off = _root_mean_square(probes.sum(1) - torch.stack([arrival.probe for arrival in arrivals]))
+    off = _root_mean_square(probes.sum(1, dtype=torch.float64) - torch.stack([arrival.probe for arrival in arrivals]))
     typical = norms.sqrt().mean(1) * norms.shape[1] ** 0.5
     return torch.stack([off, torch.stack([arrival.squared_norm for arrival in arrivals]), norms.sum(1), typical], 1)
 
@@ -190,7 +190,8 @@ def _judge_exact(record: Measured, numbers: Numbers, model: float, coarsest: tor
     if not error <= limit:
         text = _l2_term(record) or differs(error, limit)
         return Judged(Coverage("mismatch", record.rule, text, error), float("nan"))
-    fault = _wrong_samples(numbers, model, coarsest) or _wrong_square(numbers)
+    guarded = isfinite(numbers.signed_difference) or isfinite(numbers.signed_sq) or isfinite(numbers.built)
+    fault = guarded and (_wrong_samples(numbers, model, coarsest) or _wrong_square(numbers))
     if fault:
         return Judged(Coverage("mismatch", record.rule, fault, error), float("nan"), by_guard=True)
     reason = "which rows belong to which sample was assumed, not measured" if record.assumed else ""
@@ -202,6 +203,7 @@ def _limits(dtype: torch.dtype) -> tuple[float, float]:
     return allowed(dtype, 1), NOISE.get(dtype, 0.1) * torch.finfo(dtype).eps
 
 
+@lru_cache
 def allowed(dtype: torch.dtype, windows: int) -> float:
     """Largest root mean square of so many windows' differences that rounding explains; few random probes scatter more."""
     return TOLERANCE.get(dtype, 1e-2) * (1 + 1 / sqrt(windows))

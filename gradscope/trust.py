@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -53,11 +54,13 @@ class Trust:
             errors: relative differences in this window's micro-steps.
             dtype: the coarsest that went into them.
         """
-        squares = self._differences.setdefault(index, deque(maxlen=MEMORY))
+        squares = self._differences.get(index)
+        if squares is None:
+            squares = self._differences[index] = deque(maxlen=MEMORY)
         if self._noted.get(index) == self._window and squares:
             # A window that was looked at before it ended is looked at again.
             squares.pop()
         self._noted[index] = self._window
-        squares.append(sum(error * error for error in errors) / len(errors))
-        error, limit = (sum(squares) / len(squares)) ** 0.5, allowed(dtype, len(squares))
+        squares.append(errors[0] ** 2 if len(errors) == 1 else sum(error * error for error in errors) / len(errors))
+        error, limit = (math.fsum(squares) / len(squares)) ** 0.5, allowed(dtype, len(squares))
         return "" if error <= limit else f"{differs(error, limit)}, on average over {len(squares)} windows"

@@ -146,6 +146,11 @@ class Call:
         """The layer's parameters that ask for a gradient."""
         return {name: leaf for name, leaf in self.plan.leaves.items() if leaf.wanted}
 
+    @property
+    def settled(self) -> bool:
+        """Whether a dimension of the output is known to be that of the samples."""
+        return type(self.plan.layouts.known(self.key)) is BatchDim
+
     def without_samples(self, output: Tensor) -> bool | None:
         """Whether the output has no batch dimension; None where only the graph can tell."""
         known = self.plan.layouts.known(self.key)
@@ -206,6 +211,10 @@ class Call:
             self.tagged.add(grad)
 
     def _layout(self, grad: Tensor) -> Layout:
+        if self.forward.tags is None:
+            known = self.plan.layouts.known(self.key)
+            if type(known) is BatchDim and known.dim < self._lead(grad) and grad.shape[known.dim] == self.forward.samples:
+                return known
         lead = grad.shape[: self._lead(grad)]
         n, batch_dim = self.forward.samples, self.recorder.options.batch_dim
         dims = [dim for dim, size in enumerate(lead) if size == n]
@@ -245,8 +254,11 @@ class Call:
         return {name: contribution.regroup(layout.sample_of_row, n) for name, contribution in described.items()}
 
     def _by_rule(self, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
-        with torch.no_grad():
-            described = self.rule.describe(self.plan.module, inputs, grad.detach())
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                described = self.rule.describe(self.plan.module, inputs, grad.detach())
+        else:
+            described = self.rule.describe(self.plan.module, inputs, grad)
         return {
             name: value if isinstance(value, Contribution) else Dense(value.detach())
             for name, value in described.items()

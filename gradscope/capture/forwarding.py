@@ -68,7 +68,8 @@ class Forwarding:
         if not torch.is_grad_enabled():
             self._expect(plan)
             return None
-        tensors = [t for t in outputs_of(output) if t.requires_grad]
+        outputs = (output,) if type(output) is Tensor else outputs_of(output)
+        tensors = [t for t in outputs if t.requires_grad]
         leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
         if not tensors or not leaves or (self.recorder.sharded and not self.recorder.find_gathered(plan)):
             return None
@@ -95,7 +96,8 @@ class Forwarding:
         if not in_backward:
             for leaf in leaves:
                 forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
-            inputs = [tensor.grad_fn for tensor in tensors_in((args, kwargs))]
+            single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+            inputs = [args[0].grad_fn] if single else [tensor.grad_fn for tensor in tensors_in((args, kwargs))]
             forward.made.append((tensors[0].grad_fn, inputs, [leaf.index for leaf in leaves]))
         if plan.rule is not None:
             self._hook_call(plan, forward, as_positional(plan.module, args, kwargs), tensors[0])
@@ -145,6 +147,9 @@ class Forwarding:
         forward.calls[plan.name] = number = forward.calls.get(plan.name, 0) + 1
         key = (number, output.dim(), self.recorder.model.training, forward.samples)
         call = Call(self.recorder, plan, forward, Kept(args), key)
+        if call.settled and not self.recorder.guarding and not torch.is_autocast_enabled(output.device.type):
+            output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
+            return
         device = output.device.type
         if torch.is_autocast_enabled(device):
             forward.autocast = torch.get_autocast_dtype(device)

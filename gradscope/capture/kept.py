@@ -36,9 +36,15 @@ class Kept:
         args: the call's positional arguments, nested structures included.
     """
 
-    __slots__ = ("_node", "_spec")
+    __slots__ = ("_node", "_single", "_spec", "_version")
 
     def __init__(self, args: tuple[Any, ...]) -> None:
+        self._single: Tensor | None = None
+        if len(args) == 1 and isinstance(args[0], Tensor) and _kept_plainly(args[0]):
+            # The usual case, in a tenth of the time.
+            self._single, self._node, self._spec = args[0].detach(), None, ()
+            self._version = self._single._version
+            return
         tensors: list[Tensor] = []
         self._spec = _strip(args, tensors)
         # detach() shares the version counter, so that a later in-place change is still seen.
@@ -50,18 +56,28 @@ class Kept:
         Raises:
             RuntimeError: if a tensor was modified in place since.
         """
+        if self._single is not None:
+            if self._single._version != self._version:
+                raise RuntimeError("a tensor that a layer had read was modified by an inplace operation")
+            return (self._single,)
         saved = self._node.grad_fn.saved_tensors if self._node is not None else ()
         result: tuple[Any, ...] = _fill(self._spec, iter(saved))
         return result
 
     def pass_by(self) -> None:
         """Read and forget, in a backward before the last: a checkpoint holds what was recomputed until everyone has read it."""
-        with suppress(RuntimeError):
-            self.read()
+        if self._node is not None:
+            with suppress(RuntimeError):
+                self.read()
 
     def release(self) -> None:
         """Let go: autograd frees what a layer saved as soon as its backward is over, and so does this."""
-        self._node, self._spec = None, ()
+        self._node, self._spec, self._single = None, (), None
+
+
+def _kept_plainly(tensor: Tensor) -> bool:
+    """Whether autograd would keep this tensor as it is: no hooks on saved tensors are in force."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None and not tensor.is_inference()
 
 
 class _Slot:

@@ -144,9 +144,13 @@ def find_ignored(model: Module, leaves: Iterable[Leaf], ignore: Iterable[str | M
 
 def signature(model: Module) -> tuple[tuple[int, bool], ...]:
     """What changes when a parameter is added, replaced, frozen or unfrozen."""
-    return tuple(
-        (id(parameter), parameter.requires_grad)
-        for module in model.modules()
-        for parameter in module._parameters.values()
-        if parameter is not None
-    )
+    found: list[tuple[int, bool]] = []
+    stack, seen = [model], {id(model)}
+    while stack:
+        module = stack.pop()
+        found.extend((id(p), p.requires_grad) for p in module._parameters.values() if p is not None)
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                stack.append(child)
+    return tuple(found)

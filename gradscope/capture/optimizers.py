@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ def scaler_on_the_stack() -> Any:
 
     Only a frame of its own code is read: reading another frame's locals would keep them alive.
     """
-    code = inspect.getsourcefile(torch.amp.GradScaler)
+    code = _scaler_source()
     frame = sys._getframe(1)
     for _ in range(24):
         if frame.f_code.co_filename == code:
@@ -114,6 +115,11 @@ def scaler_on_the_stack() -> Any:
             return None
         frame = frame.f_back
     return None
+
+
+@lru_cache
+def _scaler_source() -> str | None:
+    return inspect.getsourcefile(torch.amp.GradScaler)
 
 
 def scale_of(scaler: Any) -> float:

@@ -7,6 +7,7 @@ from torch.nn import Module
 from gradscope.capture.layout_memory import LayoutMemory
 from gradscope.moments.leaf import Leaf
 from gradscope.rules import Rule, find_rule
+from gradscope.rules.linear import LINEAR
 
 
 class Plan:
@@ -34,6 +35,9 @@ class Plan:
         self.recompute = self.rule is None and below is None
         if self.rule is None and below is not None:
             self.reason = f"{self.reason}, and recomputing it would recompute the layers inside it"
+        weight, bias = leaves.get("weight"), leaves.get("bias")
+        if self.rule is LINEAR and weight is not None and bias is not None:
+            bias.weight = weight
         self.layouts = LayoutMemory()
         self.checked = False
         self.by_operators = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,10 +25,26 @@ class Probe:
 
     left: Tensor
     right: Tensor
+    #: The same one by one; each is used several times a window.
+    lefts: tuple[Tensor, ...] = field(init=False)
+    rights: tuple[Tensor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lefts", self.left.unbind())
+        object.__setattr__(self, "rights", self.right.unbind())
 
     @classmethod
-    def draw(cls, like: Tensor, generator: torch.Generator, k: int = 2) -> Probe:
-        """Random directions of variance one for a parameter's shape, from a private generator on the CPU."""
+    def draw(cls, like: Tensor, generator: torch.Generator, k: int = 2, left: Tensor | None = None) -> Probe:
+        """Random directions of variance one for a parameter's shape, from a private generator on the CPU.
+
+        Args:
+            like: the parameter.
+            generator: where the numbers come from.
+            k: how many directions.
+            left: those of the weight whose bias this is: what is projected for the one is projected for the other.
+        """
+        if left is not None:
+            return cls(left, left.new_ones(k, 1))
         first = like.shape[0] if like.dim() else 1
         rest = like.numel() // first if first else 0
         real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
@@ -45,8 +61,9 @@ class Probe:
             return (self.left[:, tensor._indices()[0]] * project(values, self.right)).sum(1)
         tensor = working(tensor)
         if self.right.shape[1] == 1:
-            return project(self.left * self.right, tensor.reshape(1, -1))[0]
-        return (project(tensor.reshape(self.left.shape[1], -1), self.right) * self.left).sum(1)
+            return (self.left * self.right).mv(tensor.reshape(-1))
+        rows = tensor.reshape(self.left.shape[1], -1)
+        return torch.stack([left.dot(rows.mv(right)) for left, right in zip(self.lefts, self.rights, strict=True)])
 
 
 def project(rows: Tensor, directions: Tensor) -> Tensor:

@@ -66,10 +66,12 @@ class Leaf:
         baseline: what ``.grad`` held when the window began, where that was not zero.
         live: the tensor that the model's graph holds: the parameter itself, or what ``fully_shard`` gathered of it.
         pending: something arrived that ``fully_shard`` has not reduced into ``.grad`` yet.
+        weight: the weight that this is the bias of, in layers where both are projected onto the same directions.
     """
 
     __slots__ = (
-        "baseline", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe", "version"
+        "baseline", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe", "version",
+        "weight",
     )  # fmt: skip
 
     def __init__(self, index: int, info: ParameterInfo, parameter: Parameter) -> None:
@@ -84,6 +86,7 @@ class Leaf:
         self.ignored = ""
         self.hooked = False
         self.mismatched = False
+        self.weight: Leaf | None = None
 
     @property
     def wanted(self) -> bool:
@@ -108,7 +111,10 @@ class Leaf:
     def directions(self, generator: torch.Generator) -> Probe:
         """The probe, drawn when it is first needed."""
         if self.probe is None:
-            self.probe = Probe.draw(self.parameter.detach(), generator)
+            weight, own = self.weight, self.parameter.detach()
+            alike = weight is not None and (weight.parameter.dtype, weight.parameter.device) == (own.dtype, own.device)
+            left = weight.directions(generator).left if weight is not None and alike else None
+            self.probe = Probe.draw(own, generator, left=left)
         return self.probe
 
     def open_window(self) -> None:
