@@ -131,9 +131,11 @@ def test_an_l2_term_in_the_loss_is_named_with_its_coefficient_in_every_window(co
 
 def test_two_models_are_trained_and_watched_in_two_threads():
     found, expected = {}, plain()
+    # Seeds are global: models that are made in two threads at once would not be the same.
+    models, x = [net(), net()], samples()
 
     def work(number):
-        found[number] = train(net(), samples(), windows=20)
+        found[number] = train(models[number], x, windows=20)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:
