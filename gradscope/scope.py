@@ -30,6 +30,7 @@ def watch(
     batch_dim: int = 0,
     budget: int | None = None,
     keep: int = 100,
+    gather_norms: bool = False,
 ) -> Scope:
     """Show what is inside the gradients that these optimizers are about to apply.
 
@@ -53,6 +54,8 @@ def watch(
         batch_dim: dimension of the model's inputs and outputs along which samples lie.
         budget: bytes that uses of shared parameters may hold until they are squared; None for no bound.
         keep: number of windows that are kept.
+        gather_norms: under ``torch.distributed``, have every rank know the gradient norms of all ranks' samples, not only of its
+            own. All other figures are always those of all ranks.
 
     Raises:
         InvalidArgumentError: an argument cannot work.
@@ -81,6 +84,7 @@ def watch(
         batch_dim=batch_dim,
         budget=budget,
         keep=keep,
+        gather_norms=gather_norms,
     )
     return Scope(unwrapped(model), optimizers, options, tuple(ignore), scaler)
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torch.nn import Module
+import torch
+from torch.nn import Module, SyncBatchNorm
 from torch.optim import Optimizer
 
 from gradscope.accumulator import OpenWindow
@@ -18,12 +19,14 @@ from gradscope.capture.model import find_ignored, find_parameters, find_plans, s
 from gradscope.capture.normalization import normalization_leaves
 from gradscope.capture.optimizers import StepWatch, check_optimizers, scale_of, scaler_on_the_stack
 from gradscope.capture.options import Options
-from gradscope.capture.recorder import Recorder
+from gradscope.capture.recorder import SEED, Recorder
 from gradscope.coverage import NORMALIZATION_ONLY
 from gradscope.history import History
 from gradscope.increments import IncrementRecorder, IncrementWindow
+from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
+from gradscope.ranks import LEVELS, Head, Ranks, distributed
 
 IGNORED = "ignored, as asked"
 SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
@@ -55,6 +58,9 @@ class Session:
         self.annotation: Annotation | None = None
         self._scaler = scaler
         self._stepped: set[int] = set()
+        self.ranks: Ranks | None = None
+        #: Which random directions the parameters' probes have; -1 where each rank has its own.
+        self._directions = -1
         leaves = find_parameters(model)
         check_optimizers(optimizers, leaves)
         self._ignored = find_ignored(model, leaves, ignore)
@@ -62,7 +68,61 @@ class Session:
         self._watch = StepWatch(optimizers, self.before_step, self._after_step, self.recorder)
         forget_graphs()
         self._started = time.perf_counter()
+        if distributed():
+            self._join_ranks()
         self.recorder.attach()
+
+    def _join_ranks(self) -> None:
+        """Other processes train with this one: windows are those of all samples."""
+        infos, options = self.parameters, self.options
+        settings = (options, sorted(self._ignored), *((info.name, info.shape) for info in infos))
+        self.ranks = Ranks(
+            self.model, settings, self._look_again, self._meet, parameters=infos, gather=options.gather_norms,
+            batch_dim=options.batch_dim,
+        )  # fmt: skip
+        self._await_ranks()
+
+    def _await_ranks(self) -> None:
+        if self.ranks is None or not isinstance(self.recorder, Recorder):
+            return
+        self.recorder.levels = 0 if self.ranks.apart else LEVELS
+        # A second backward would gather or add up once more over ranks, and not at the same time on all.
+        self.recorder.inner = not (self.recorder.sharded or any(isinstance(m, SyncBatchNorm) for m in self.model.modules()))
+        self._same_directions()
+
+    def _same_directions(self) -> None:
+        """Random directions that are the same on all ranks, so that probes can be added up."""
+        self._directions = self.history.index
+        generator = torch.Generator().manual_seed(SEED + self._directions)
+        for leaf in self.recorder.leaves:
+            leaf.probe = None
+            if leaf.wanted:
+                leaf.directions(generator)
+
+    def _look_again(self) -> Sequence[Leaf]:
+        """The parameters as a forward begins; ``fully_shard`` may have replaced them since."""
+        if not any(leaf.sharded for leaf in self.recorder.leaves[:1]) and not self._open.arrived:
+            first = next(self.model.parameters(), None)
+            if first is not None and hasattr(first, "to_local"):
+                self._refresh()
+                self.switch()
+        return self.recorder.leaves
+
+    def _meet(self) -> None:
+        """A backward has averaged gradients over ranks: tell the others what this one has seen."""
+        ranks, every = self.ranks, self.options.every
+        if ranks is None:
+            return
+        index = self.history.index
+        head = Head(number=float(index), ahead=float(-index % every), directions=float(self._directions))
+        ranks.exchange(
+            self._open, head, lambda: self._open.close(index + 1, scale=1.0, adam={}), measuring=self.measuring
+        )
+        for leaf in self._open.leaves:
+            if leaf.version is not None and leaf.grad is not None:
+                leaf.version = leaf.grad._version
+        if ranks.apart and isinstance(self.recorder, Recorder):
+            self.recorder.levels = 0
 
     def _build(self) -> None:
         leaves = find_parameters(self.model)
@@ -87,6 +147,8 @@ class Session:
         """Take every hook off."""
         self._watch.close()
         self.recorder.leave()
+        if self.ranks is not None:
+            self.ranks.leave()
         for write in self.outlets.rest(lambda: self.history.report(self.parameters)):
             self._safely(write)
         self.outlets.close()
@@ -117,6 +179,10 @@ class Session:
             if step.samples > 1:
                 self.recorder.guarding, self.recorder.calibrated = False, True
         orphan = not backward.forwards and bool(backward.arrivals)
+        if self.ranks is not None:
+            self.ranks.reached |= {id(self.recorder.leaves[index].parameter) for index in backward.arrivals}
+            orphan = orphan and not self.ranks.empty
+            self._open.shared = self.ranks.averages
         self._open.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
         if orphan and not self._open.steps and compiler_was_used():
             self._open.problems.update(dict.fromkeys(backward.arrivals, COMPILED))
@@ -156,12 +222,14 @@ class Session:
             found_scaler: a GradScaler that was seen stepping the optimizer.
         """
         if self.measuring:
-            if not self._open.steps and not self._open.arrived:
+            met = self.ranks is not None and self.ranks.pending
+            if not self._open.steps and not self._open.arrived and not met:
                 self._stepped.clear()
                 return
             self._safely(lambda: self._measure(found_scaler))
         self.history.index += 1
         self._stepped.clear()
+        self._directions = -1
         self._open.close_down()
         self._refresh()
         self.switch()
@@ -176,20 +244,29 @@ class Session:
             self._open.notices.append(f"gradscope failed inside a hook: {failure}")
         self.recorder.failures.clear()
         adam = self._watch.adam(self.recorder.leaves) if self.options.moments else {}
-        window = self._open.close(self.history.index + 1, scale=scale_of(scaler), adam=adam)
+        closer = self._open.close if self.ranks is None else partial(self.ranks.close, self._open)
+        window = closer(self.history.index + 1, scale=scale_of(scaler), adam=adam)
         now = time.perf_counter()
         own = self.recorder.seconds + now - began
+        if self.ranks is not None:
+            own, self.ranks.seconds = own + self.ranks.seconds, 0.0
         overhead = own / max(now - self._started - own, 1e-9)
         self.history.add(window, overhead)
+        if self.ranks is not None and not self.ranks.speaks:
+            return
         for write in self.outlets.writes(window, overhead, lambda: self.history.report(self.parameters)):
             self._safely(write)
 
     def _refresh(self) -> None:
         """Look again: parameters may have been added, replaced, frozen or unfrozen."""
-        if signature(self.model) == self._signature:
+        # What fully_shard has gathered and not let go of is no other parameter.
+        known = {id(leaf.live): id(leaf.parameter) for leaf in self.recorder.leaves}
+        found = tuple((known.get(key, key), wanted) for key, wanted in signature(self.model))
+        if found == self._signature:
             return
         self.recorder.leave()
         self._build()
+        self._await_ranks()
         self._safely(partial(self.outlets.declare, self.parameters))
 
     def switch(self) -> None:
@@ -203,6 +280,7 @@ class Session:
         if recorder.guarding:
             for leaf in recorder.leaves:
                 leaf.probe = None
+            self._await_ranks()
         recorder.attach()
 
     def _safely(self, function: Callable[[], Any]) -> None:

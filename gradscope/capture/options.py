@@ -18,4 +18,5 @@ class Options:
     batch_dim: int = 0
     budget: int | None = None
     keep: int = 100
+    gather_norms: bool = False
     guard_every: int = 16

@@ -1,0 +1,170 @@
+"""One rank's share of a window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.accumulator import OpenWindow
+from gradscope.contributions.precision import squared_norm
+from gradscope.moments.leaf import Leaf
+from gradscope.ranks.numbers import Head, Row
+from gradscope.ranks.shard import part_of, replicas
+from gradscope.window import Window
+from gradscope.window_sums import second_moment
+
+#: Of a status of ``Coverage``, the field of ``Row`` that counts the ranks which have it.
+FIELDS = {
+    "exact": "exact",
+    "second pass": "second_pass",
+    "estimated": "estimated",
+    "not measured": "withheld",
+    "mismatch": "mismatch",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """What this rank brings to a window.
+
+    Attributes:
+        head: its own numbers.
+        rows: each parameter's, in the order that all ranks agree on.
+        window: its own samples alone, as if there were no others; None where they could not be summed.
+        grads: per parameter name, the reduced gradient of this window, where elementwise moments are wanted.
+        moments: likewise ``Σ|hᵢ|²`` of this rank's samples.
+        words: what it has to say.
+    """
+
+    head: Head
+    rows: Sequence[Row]
+    window: Window | None
+    grads: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    words: Mapping[str, str]
+
+
+def share_of(opened: OpenWindow, window: Window, names: Sequence[str], head: Head) -> Share:
+    """What one rank brings to a window.
+
+    Args:
+        opened: what was gathered since the last step.
+        window: the same, closed.
+        names: the parameters, in the order that all ranks agree on.
+        head: index, ahead and directions; the rest is filled in here.
+    """
+    leaves = {leaf.info.name: leaf for leaf in opened.leaves}
+    probed = head.directions >= 0
+    measured = _Numbers(opened, probed)
+    for name in names:
+        if name in leaves and leaves[name].index in opened.arrived:
+            measured.add(leaves[name])
+    found = measured.read()
+    rows = [_row(opened, window, leaves[name], found) if name in leaves else Row() for name in names]
+    weights = [_weights(step.weights, step.samples) for step in opened.steps]
+    head = head._replace(
+        samples=window.samples,
+        micro_steps=len(opened.steps),
+        weight=float(sum(part.sum() for part in weights)),
+        weight_sq=float(sum(part.square().sum() for part in weights)),
+        part_weight_sq=float(sum(part.sum().square() for part in weights)),
+    )
+    words = {name: one.reason for name, one in window.coverage.items() if one.reason and not one.measured}
+    words = {name: text for name, text in words.items() if name in leaves and not leaves[name].ignored}
+    words |= {f"\n{k}": notice for k, notice in enumerate(window.notices)}
+    grads = {name: opened.grads[leaf.index] for name, leaf in leaves.items() if leaf.index in opened.grads}
+    moments = {name: total for name in grads if (total := second_moment(opened.steps, leaves[name].index)) is not None}
+    rows = [row._replace(moments=float(name in moments)) for name, row in zip(names, rows, strict=True)]
+    return Share(head, rows, window, grads, moments, words)
+
+
+def _weights(weights: Tensor | None, samples: int) -> Tensor:
+    return torch.ones(samples, dtype=torch.float64) if weights is None else weights
+
+
+def _row(opened: OpenWindow, window: Window, leaf: Leaf, found: Mapping[int, tuple[float, ...]]) -> Row:
+    coverage = window.coverage[leaf.info.name]
+    if leaf.ignored:
+        return Row()
+    row = Row()
+    if coverage.status in FIELDS:
+        row = row._replace(**{FIELDS[coverage.status]: 1.0})
+    if leaf.index not in found:
+        return row
+    part_sq, grad_sq, *probes = found[leaf.index]
+    sums = window.parameters.get(leaf.info.name)
+    records = [step.measured[leaf.index] for step in opened.steps if leaf.index in step.measured]
+    if coverage.error == coverage.error:
+        row = row._replace(errors=coverage.error**2, checked=1.0)
+    unreduced = leaf.grad is None
+    if not records and part_sq == 0:
+        # A rank without samples adds nothing to the sum.
+        row = row._replace(withheld=0.0)
+    return row._replace(
+        arrived=1.0,
+        spoiled=float(any(record.spoiled for record in records)),
+        unreduced=float(unreduced),
+        own_sq=sums.contribution_sq_sum if sums is not None and coverage.measured and not opened.by_parts else 0.0,
+        part_sq=part_sq,
+        grad_sq=grad_sq,
+        grad_sq_sq=grad_sq * grad_sq,
+        **{
+            f"{kind}_{k}": x
+            for kind, part in (("here", probes[:4]), ("reduced", probes[4:]))
+            for k, x in enumerate(part)
+        },
+    )
+
+
+class _Numbers:
+    """Numbers of all parameters, brought to the host together.
+
+    Args:
+        opened: the window.
+        probed: whether its probes have the directions of all ranks.
+    """
+
+    def __init__(self, opened: OpenWindow, probed: bool) -> None:
+        self.opened, self.probed = opened, probed
+        self.indices: list[int] = []
+        self.values: list[Tensor] = []
+
+    def add(self, leaf: Leaf) -> None:
+        """Everything that is needed of one parameter."""
+        arrivals = [step.measured[leaf.index].arrival for step in self.opened.steps if leaf.index in step.measured]
+        known = [arrival for arrival in arrivals if arrival is not None]
+        grad = leaf.grad
+        if grad is not None and leaf.baseline is not None:
+            grad = grad.detach() - leaf.baseline
+        zero = torch.zeros((), dtype=torch.float64, device=leaf.live.device)
+        alone = self.opened.grad_sq.get(leaf.index, zero).double()
+        part_sq = torch.stack([one.squared_norm.double() for one in known]).sum() if known else alone
+        grad_sq = zero if grad is None else squared_norm(grad.detach()) / replicas(leaf)
+        numbers = torch.stack([part_sq, grad_sq])
+        if self.probed:
+            here = [one.probe for one in known if one.probe.dim() == 1]
+            both = [_four(sum(here[1:], here[0])) if here else numbers.new_zeros(4), numbers.new_zeros(4)]
+            if grad is not None and leaf.probe is not None and grad.numel():
+                both[1] = _four(part_of(leaf.probe, leaf, grad).of(grad.detach())) / replicas(leaf)
+            numbers = torch.cat([numbers, *both])
+        self.indices.append(leaf.index)
+        self.values.append(numbers)
+
+    def read(self) -> dict[int, tuple[float, ...]]:
+        """Per parameter index ``part_sq``, ``grad_sq``, and eight parts of probes."""
+        if not self.values:
+            return {}
+        devices = {value.device for value in self.values}
+        values = self.values if len(devices) == 1 else [value.cpu() for value in self.values]
+        rows = torch.stack(values).tolist()
+        return {i: tuple(row) if self.probed else (*row, *[0.0] * 8) for i, row in zip(self.indices, rows, strict=True)}
+
+
+def _four(probes: Tensor) -> Tensor:
+    """Real and imaginary parts of two probes, float64."""
+    if probes.is_complex():
+        return torch.view_as_real(probes).reshape(-1).double()
+    return torch.stack([probes.double(), torch.zeros_like(probes, dtype=torch.float64)], 1).reshape(-1)
