@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.forward import Forward
+from gradscope.capture.hook import Hook
 from gradscope.capture.tagging import settle_signed
 from gradscope.contributions import Probe
 from gradscope.moments.leaf import Arrival, Leaf
@@ -103,7 +104,8 @@ def after_backward(function: Callable[[], None], levels: int = 0) -> None:
         outer = partial(after_backward, function, levels - 1)
         torch.autograd.Variable._execution_engine.queue_callback(outer)
     else:
-        torch.autograd.Variable._execution_engine.queue_callback(function)
+        # A Hook is not compiled where the backward itself is part of a compiled function.
+        torch.autograd.Variable._execution_engine.queue_callback(Hook(function, None))
 
 
 def merge_arrivals(into: dict[int, Arrival], later: Mapping[int, Arrival]) -> None:

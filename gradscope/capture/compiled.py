@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from types import CodeType
 from typing import Any
 
 import torch
@@ -43,7 +44,23 @@ def forget_graphs() -> None:
 def compiler_was_used() -> bool:
     """Whether this process has compiled anything, so that hooks may have been left out."""
     utils = sys.modules.get("torch._dynamo.utils")
-    return utils is not None and bool(utils.counters["frames"])
+    # A graph that must be whole (fullgraph=True) is counted among the graphs only.
+    return utils is not None and bool(utils.counters["frames"] or utils.counters["stats"])
+
+
+def leave_uncompiled(code: CodeType, *, callees: bool) -> None:
+    """Have the compiler run this code as it is, where it would begin with it; and, if so asked, all that it calls.
+
+    Without it a hook that a compiled function brings about (in its backward, say) would be compiled itself. This is what
+    torch._dynamo.skip does, without importing the whole compiler here and now.
+    """
+    frames: Any = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
+        action = frames._FrameAction
+        strategy = frames._FrameExecStrategy(action.SKIP, action.SKIP if callees else action.DEFAULT)
+        frames.set_code_exec_strategy(code, strategy)
+    elif hasattr(frames, "skip_code"):
+        frames.skip_code(code)
 
 
 def inside_compiled(outputs: Iterable[Tensor]) -> set[int]:

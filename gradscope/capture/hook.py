@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._compile import _disable_dynamo
 
-from gradscope.capture.compiled import in_one_graph
+from gradscope.capture.compiled import in_one_graph, leave_uncompiled
 
 
 class Hook:
@@ -43,6 +43,8 @@ class Hook:
     def __reduce__(self) -> Any:
         return getattr, (nullcontext(), "__exit__")
 
+
+leave_uncompiled(Hook.__call__.__code__, callees=True)
 
 #: Called with a model that is about to be watched: who watches models that nobody told it to lets go of them.
 UNASKED: list[Callable[[torch.nn.Module], None]] = []

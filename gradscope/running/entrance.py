@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import CodeType
 from typing import Any
 
 import torch
 from torch.nn import Module
+
+from gradscope.capture.compiled import leave_uncompiled
 
 
 class Entrance:
@@ -58,15 +59,5 @@ def _standing(entrance: Entrance, original: Callable[..., Any]) -> Callable[...,
 
     # Without this the compiler, which starts at the first frame that is not torch's own, would start here, with the module's
     # hooks inside its graph instead of before it.
-    _not_compiled(__call__.__code__)
+    leave_uncompiled(__call__.__code__, callees=False)
     return __call__
-
-
-def _not_compiled(code: CodeType) -> None:
-    """What torch._dynamo.skip does, without importing the whole compiler here and now."""
-    frames: Any = torch._C._dynamo.eval_frame
-    if hasattr(frames, "skip_code"):
-        frames.skip_code(code)
-    elif hasattr(frames, "set_code_exec_strategy"):
-        action = frames._FrameAction
-        frames.set_code_exec_strategy(code, frames._FrameExecStrategy(action.SKIP, action.DEFAULT))
