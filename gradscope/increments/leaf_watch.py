@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ class LeafWatch:
     def attach(self) -> None:
         """Hang both hooks: the first comes last of its kind, and the second first, since others may change the gradient."""
         parameter, recorder = self.leaf.parameter, self.recorder
-        self._before = Hook(recorder.shielded(self.before), recorder)
+        self._before = Hook(self._guarded, recorder)
         self._handles.append(parameter.register_hook(self._before))
         self._handles.append(parameter.register_post_accumulate_grad_hook(Hook(_After(self), None)))
         _put_first(parameter._post_accumulate_grad_hooks)
@@ -81,10 +82,20 @@ class LeafWatch:
 
     # -- backward -----------------------------------------------------------------------------------------------------
 
+    def _guarded(self, grad: Tensor) -> None:
+        # Not by a wrapper: this runs for each parameter in each micro-step.
+        started = time.perf_counter()
+        try:
+            self.before(grad)
+        except Exception as error:  # a failure of ours must never end the user's backward
+            self.recorder.note(error)
+        self.recorder.seconds += time.perf_counter() - started
+
     def before(self, grad: Tensor) -> None:
         """The increment is about to be added. Where it will be all of ``.grad``, what is stored is read afterwards instead."""
         recorder, leaf = self.recorder, self.leaf
-        recorder.enter()
+        if recorder.backward is None:
+            recorder.enter()
         stored = leaf.parameter.grad
         self._seen, self._restarts, self._changed = True, stored is None, False
         self._squared_norm = None
@@ -97,12 +108,7 @@ class LeafWatch:
 
     def after(self, grad: Tensor) -> None:
         """It was added; ``autograd.grad`` passes the other hook and not this one."""
-        backward, leaf = self.recorder.backward, self.leaf
-        if backward is None:
-            self.recorder.enter()
-            backward = self.recorder.backward
-        if backward is None:
-            return
+        backward, leaf = self.recorder.backward or self.recorder.enter(), self.leaf
         total = square(grad.detach())
         problem = "" if self._seen else SHARDED
         problem = problem or ("" if self.last else CHANGED) or (SEVERAL if leaf.index in backward.arrivals else "")
@@ -127,7 +133,12 @@ class _After:
     def __call__(self, parameter: Tensor) -> None:
         watch = self._watch()
         if watch is not None and parameter.grad is not None:
-            watch.recorder.guarded(watch.after, parameter.grad)
+            recorder, started = watch.recorder, time.perf_counter()
+            try:
+                watch.after(parameter.grad)
+            except Exception as error:  # a failure of ours must never end the user's backward
+                recorder.note(error)
+            recorder.seconds += time.perf_counter() - started
 
 
 def _put_first(hooks: dict[int, Any] | None) -> None:

@@ -95,19 +95,18 @@ class IncrementRecorder:
         """The function with its time counted and its failures kept from the user's run."""
 
         def run(*args: Any) -> None:
-            self.guarded(function, *args)
+            started = time.perf_counter()
+            try:
+                function(*args)
+            except Exception as error:  # a failure of ours must never end the user's backward
+                self.note(error)
+            self.seconds += time.perf_counter() - started
 
         return run
 
-    def guarded(self, function: Callable[..., Any], *args: Any) -> None:
-        """Call it, with its time counted and its failure kept from the user's run."""
-        started = time.perf_counter()
-        try:
-            function(*args)
-        except Exception as error:  # a failure of ours must never end the user's backward
-            self.failures.append(f"{type(error).__name__}: {str(error).strip()[:300]}")
-        finally:
-            self.seconds += time.perf_counter() - started
+    def note(self, error: Exception) -> None:
+        """A failure of ours, for the report."""
+        self.failures.append(f"{type(error).__name__}: {str(error).strip()[:300]}")
 
     # -- backward -----------------------------------------------------------------------------------------------------
 

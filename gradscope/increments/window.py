@@ -23,6 +23,8 @@ ONE_MICRO_STEP = (
     "a window of one micro-step has nothing to compare with: split its batch into two or more micro-steps (gradient "
     "accumulation), or let samples be told apart with capture=True"
 )
+ESTIMATED = Judged(Coverage("estimated", RULE, HOW), float("nan"))
+ALONE = Judged(Coverage("not measured", reason=ONE_MICRO_STEP), float("nan"))
 NOT_EMPTY = "its .grad held something when the window began (no zero_grad?), so that it is not the sum of what arrived"
 UNEVEN = (
     "micro-steps of unequal size: each was taken to weigh as its samples do; where the loss weighs them otherwise (a mean per "
@@ -50,25 +52,17 @@ class IncrementWindow(OpenWindow):
 
     def close(self, index: int, *, scale: float, adam: Mapping[int, AdamState]) -> Window:
         """The window, from all that was added; see ``OpenWindow.close``."""
-        weights, ids = self._weights()
-        share = weights / weights.sum()
-        # A window whose samples were never seen has parameters' reasons, and no figures.
-        v2 = float(share.square().sum()) if self.steps else 1.0
+        share, v2, ids = self._shares()
         if len({step.samples for step in self.steps}) > 1 and all(step.weights is None for step in self.steps):
             self.notices.append(UNEVEN)
         if len(self.steps) == 1 and not self.shared:
             self.notices.append("one micro-step: counted, but in no mean and no interval")
-        sizes = self._sizes()
-        coverage = {leaf.info.name: self._cover(leaf, self._made(leaf)) for leaf in self.leaves}
-        sums: dict[str, ParameterSums] = {}
-        for leaf in self.leaves:
-            found = coverage[leaf.info.name]
-            if leaf.index in sizes and (found.measured or found.reason == ONE_MICRO_STEP):
-                total, parts = (size / (scale * scale) for size in sizes[leaf.index])
-                sums[leaf.info.name] = ParameterSums(total, self._contributions(total, parts, share, v2))
+        found = self._totals_and_parts()
+        coverage = {leaf.info.name: self._cover(leaf, [self._made(leaf)]) for leaf in self.leaves}
+        sums = self._sums(found, coverage, share, v2, scale)
         return Window(
             index=index,
-            samples=int(weights.numel()),
+            samples=share.numel(),
             micro_steps=len(self.steps),
             weight_sq_sum=v2,
             parameters=sums,
@@ -78,26 +72,37 @@ class IncrementWindow(OpenWindow):
             notices=tuple(dict.fromkeys(self.notices)),
         )
 
-    def _contributions(self, total: float, parts: float, share: Tensor, v2: float) -> float:
-        """``Σ‖hᵢ‖²``, estimated; NaN with one micro-step."""
-        shares = torch.stack([part.sum() for part in share.split([step.samples for step in self.steps])])
-        numbers = (torch.tensor(x, dtype=torch.float64) for x in (total, parts, float(shares.square().sum()), v2))
-        return float(contribution_sq_sum_of_parts(*numbers))
-
-    def _made(self, leaf: Leaf) -> list[Judged | None]:
-        """How each micro-step's increment of a parameter is known."""
-        records = [step.measured.get(leaf.index) for step in self.steps]
-        known = (
-            Coverage("estimated", RULE, HOW) if len(self.steps) > 1 else Coverage("not measured", "", ONE_MICRO_STEP)
-        )
-        return [
-            None
-            if record is None or record.arrival is None
-            else Judged(Coverage("not measured", reason=record.reason) if record.reason else known, float("nan"))
-            for record in records
+    def _sums(
+        self, found: Mapping[int, list[float]], coverage: Mapping[str, Coverage], share: Tensor, v2: float, scale: float
+    ) -> dict[str, ParameterSums]:
+        """Every parameter's ``‖ḡ‖²`` and ``Σ‖hᵢ‖²``; the latter is estimated, and NaN with one micro-step."""
+        shown = [
+            leaf
+            for leaf in self.leaves
+            if leaf.index in found
+            and (coverage[leaf.info.name].measured or coverage[leaf.info.name].reason == ONE_MICRO_STEP)
         ]
+        if not shown:
+            return {}
+        shares = torch.stack([part.sum() for part in share.split([step.samples for step in self.steps])])
+        numbers = torch.tensor([found[leaf.index] for leaf in shown], dtype=torch.float64) / (scale * scale)
+        totals, parts = numbers.unbind(1)
+        weight_sq_sum = torch.tensor(v2, dtype=torch.float64)
+        contributions = contribution_sq_sum_of_parts(totals, parts, shares.square().sum(), weight_sq_sum)
+        rows = zip(shown, totals.tolist(), contributions.tolist(), strict=True)
+        return {leaf.info.name: ParameterSums(total, own) for leaf, total, own in rows}
 
-    def _sizes(self) -> dict[int, tuple[float, float]]:
+    def _made(self, leaf: Leaf) -> Judged | None:
+        """How a parameter's increments are known; None where there are none."""
+        records = [step.measured[leaf.index] for step in self.steps if leaf.index in step.measured]
+        if not any(record.arrival is not None for record in records):
+            return None
+        reason = next((record.reason for record in records if record.reason), "")
+        if reason:
+            return Judged(Coverage("not measured", reason=reason), float("nan"))
+        return ESTIMATED if len(self.steps) > 1 else ALONE
+
+    def _totals_and_parts(self) -> dict[int, list[float]]:
         """Per parameter ``‖ḡ‖²`` and ``Σ‖Δⱼ‖²``, still times the loss's scale squared."""
         increments: list[tuple[int, Increment]] = [
             (index, record.arrival)
@@ -106,11 +111,11 @@ class IncrementWindow(OpenWindow):
             if isinstance(record.arrival, Increment)
         ]
         numbers = _host([x for _, one in increments for x in (one.squared_norm, one.total)])
-        found: dict[int, tuple[float, float]] = {}
+        found: dict[int, list[float]] = {}
         for (index, one), squared_norm, total in zip(increments, numbers[::2], numbers[1::2], strict=True):
             if one.on_top and abs(total - squared_norm) > ROUNDING * squared_norm:
                 self.problems[index] = NOT_EMPTY
-            found[index] = total, found.get(index, (0.0, 0.0))[1] + squared_norm
+            found[index] = [total, (found[index][1] if index in found else 0.0) + squared_norm]
         return found
 
 

@@ -43,14 +43,14 @@ def not_a_figure(unit: int, found: Figures, all_series: Series, newest: Window) 
 
 
 def _no_noise(unit: int, all_series: Series, newest: Window) -> str:
-    if bool(all_series.contribution_sq_sum[-1, unit].isnan() & all_series.grad_sq_norm[-1, unit].isfinite()):
-        return "a window of one micro-step shows no noise without its samples"
-    if not bool(torch.isfinite(all_series.grad_sq_norm[-1, unit] + all_series.contribution_sq_sum[-1, unit])):
+    grad_sq_norm, contributions = all_series.grad_sq_norm[-1, unit], all_series.contribution_sq_sum[-1, unit]
+    unknown = bool(grad_sq_norm.isfinite() & contributions.isnan())
+    if not unknown and not bool(torch.isfinite(grad_sq_norm + contributions)):
         return "the gradient is not finite"
     if lacks_pairs(newest):
         what = "one sample" if newest.samples == 1 else "samples of which one has all the weight"
         return f"a window of {what} shows no variance"
-    return "the gradient is zero"
+    return "a window of one micro-step shows no noise without its samples" if unknown else "the gradient is zero"
 
 
 def _not_resolved(trace_cov: float, grad_sq: float, windows: int, interval: tuple[float, float]) -> str:
