@@ -41,7 +41,9 @@ def check_optimizers(optimizers: Sequence[Any], leaves: Sequence[Leaf]) -> None:
 def unwrapped_optimizer(optimizer: Any) -> Any:
     """The torch optimizer inside a wrapper that keeps it as ``.optimizer`` (accelerate's, say)."""
     inner = getattr(optimizer, "optimizer", None)
-    return inner if isinstance(inner, Optimizer) and not isinstance(optimizer, Optimizer) else optimizer
+    # accelerate's is an Optimizer by name that was never initialised as one: it has no hooks.
+    whole = isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks")
+    return inner if isinstance(inner, Optimizer) and not whole else optimizer
 
 
 def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
