@@ -64,6 +64,9 @@ class Numbers(NamedTuple):
     built: float = _NAN
 
 
+#: Along how many random directions a guard window compares.
+DIRECTIONS = 2
+
 FIELDS = len(Numbers._fields)
 
 
@@ -178,7 +181,8 @@ def _withheld(status: str, record: Measured) -> Judged:
 
 
 def _judge_exact(record: Measured, numbers: Numbers, model: float, coarsest: torch.dtype) -> Judged:
-    limit, noise = _limits(record.dtype)
+    looks = DIRECTIONS if record.probes is None else record.probes.shape[1]
+    limit, noise = _limits(record.dtype, looks)
     floor = noise * model / limit
     error = _relative(numbers.difference, max(numbers.fresh_sq**0.5, numbers.typical, floor))
     if not (isfinite(error) or isfinite(numbers.own_sq) or isfinite(numbers.fresh_sq)):
@@ -199,14 +203,14 @@ def _judge_exact(record: Measured, numbers: Numbers, model: float, coarsest: tor
 
 
 @lru_cache
-def _limits(dtype: torch.dtype) -> tuple[float, float]:
-    return allowed(dtype, 1), NOISE.get(dtype, 0.1) * torch.finfo(dtype).eps
+def _limits(dtype: torch.dtype, looks: int) -> tuple[float, float]:
+    return allowed(dtype, looks), NOISE.get(dtype, 0.1) * torch.finfo(dtype).eps
 
 
 @lru_cache
-def allowed(dtype: torch.dtype, windows: int) -> float:
-    """Largest root mean square of so many windows' differences that rounding explains; few random probes scatter more."""
-    return TOLERANCE.get(dtype, 1e-2) * (1 + 1 / sqrt(windows))
+def allowed(dtype: torch.dtype, looks: int) -> float:
+    """Largest root mean square of differences along so many random directions that rounding explains; few scatter more."""
+    return TOLERANCE.get(dtype, 1e-2) * (1 + sqrt(DIRECTIONS / looks))
 
 
 def differs(error: float, limit: float) -> str:

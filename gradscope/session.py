@@ -281,6 +281,9 @@ class Session:
             for leaf in recorder.leaves:
                 leaf.probe = None
             self._await_ranks()
+        else:
+            for leaf in recorder.leaves:
+                leaf.narrow(self.history.measured)
         recorder.attach()
 
     def _safely(self, function: Callable[[], Any]) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from gradscope.judgement import Judged, allowed, differs
 
-#: Windows over which differences are averaged.
-MEMORY = 64
+#: Windows over which differences are averaged; most of them look along a single random direction.
+MEMORY = 128
 
 
 class Trust:

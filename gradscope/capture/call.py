@@ -213,7 +213,11 @@ class Call:
     def _layout(self, grad: Tensor) -> Layout:
         if self.forward.tags is None:
             known = self.plan.layouts.known(self.key)
-            if type(known) is BatchDim and known.dim < self._lead(grad) and grad.shape[known.dim] == self.forward.samples:
+            if (
+                type(known) is BatchDim
+                and known.dim < self._lead(grad)
+                and grad.shape[known.dim] == self.forward.samples
+            ):
                 return known
         lead = grad.shape[: self._lead(grad)]
         n, batch_dim = self.forward.samples, self.recorder.options.batch_dim

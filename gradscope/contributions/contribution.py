@@ -28,23 +28,26 @@ class Probe:
     #: The same one by one; each is used several times a window.
     lefts: tuple[Tensor, ...] = field(init=False)
     rights: tuple[Tensor, ...] = field(init=False)
+    #: The same, each a probe of its own.
+    parts: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lefts", self.left.unbind())
         object.__setattr__(self, "rights", self.right.unbind())
 
     @classmethod
-    def draw(cls, like: Tensor, generator: torch.Generator, k: int = 2, left: Tensor | None = None) -> Probe:
+    def draw(cls, like: Tensor, generator: torch.Generator, k: int = 2, weight: Probe | None = None) -> Probe:
         """Random directions of variance one for a parameter's shape, from a private generator on the CPU.
 
         Args:
             like: the parameter.
             generator: where the numbers come from.
             k: how many directions.
-            left: those of the weight whose bias this is: what is projected for the one is projected for the other.
+            weight: directions of the weight whose bias this is: what is projected for the one is projected for the other.
         """
-        if left is not None:
-            return cls(left, left.new_ones(k, 1))
+        if weight is not None:
+            ones = weight.left.new_ones(k, 1)
+            return cls(weight.left, ones, tuple(cls(part.left, ones[:1]) for part in weight.parts))
         first = like.shape[0] if like.dim() else 1
         rest = like.numel() // first if first else 0
         real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
@@ -52,7 +55,8 @@ class Probe:
         # With a single column left alone is already a full-rank direction.
         right = torch.randn(k, rest, generator=generator, dtype=real) if rest > 1 else torch.ones(k, rest, dtype=real)
         dtype = working(like).dtype
-        return cls(left.to(like.device, dtype), right.to(like.device, dtype))
+        left, right = left.to(like.device, dtype), right.to(like.device, dtype)
+        return cls(left, right, tuple(cls(left[j : j + 1], right[j : j + 1]) for j in range(k)))
 
     def of(self, tensor: Tensor) -> Tensor:
         """``⟨tensor, Rⱼ⟩``, ``[k]``; a sparse gradient is read through its values."""

@@ -58,7 +58,8 @@ class Leaf:
         index: its place in the recorder's list.
         info: name, layer, size.
         parameter: the tensor.
-        probe: random directions, drawn anew in guard windows.
+        full: random directions, drawn anew in guard windows.
+        probe: those of them that this window looks along: all in guard windows, else one, a different one each time.
         version: version of ``.grad`` when the last backward of the window ended, to notice changes in between.
         ignored: why the user's options leave it out; empty where they do not.
         mismatched: the last window's contributions did not add up.
@@ -70,7 +71,7 @@ class Leaf:
     """
 
     __slots__ = (
-        "baseline", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe", "version",
+        "baseline", "full", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe", "version",
         "weight",
     )  # fmt: skip
 
@@ -81,6 +82,7 @@ class Leaf:
         self.live: Tensor = parameter
         self.pending = False
         self.probe: Probe | None = None
+        self.full: Probe | None = None
         self.version: int | None = None
         self.baseline: Tensor | None = None
         self.ignored = ""
@@ -113,9 +115,17 @@ class Leaf:
         if self.probe is None:
             weight, own = self.weight, self.parameter.detach()
             alike = weight is not None and (weight.parameter.dtype, weight.parameter.device) == (own.dtype, own.device)
-            left = weight.directions(generator).left if weight is not None and alike else None
-            self.probe = Probe.draw(own, generator, left=left)
+            above = weight.directions(generator) if weight is not None and alike else None
+            if above is not None and not above.parts:
+                # The weight looks along one direction only, in this window.
+                above = None
+            self.probe = self.full = Probe.draw(own, generator, weight=above)
         return self.probe
+
+    def narrow(self, which: int) -> None:
+        """Look along one of the directions only: an ordinary window, in which each operator counts."""
+        if self.full is not None and not self.mismatched:
+            self.probe = self.full.parts[which % len(self.full.parts)]
 
     def open_window(self) -> None:
         """Forget the last window."""
