@@ -71,8 +71,8 @@ class Leaf:
     """
 
     __slots__ = (
-        "baseline", "full", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe", "version",
-        "weight",
+        "baseline", "full", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe",
+        "version", "weight",
     )  # fmt: skip
 
     def __init__(self, index: int, info: ParameterInfo, parameter: Parameter) -> None:
