@@ -281,7 +281,7 @@ class Session:
             for leaf in recorder.leaves:
                 leaf.probe = None
             self._await_ranks()
-        else:
+        elif self.ranks is None:
             for leaf in recorder.leaves:
                 leaf.narrow(self.history.measured)
         recorder.attach()
