@@ -180,3 +180,31 @@ def test_where_two_dimensions_of_the_output_could_be_the_samples_it_is_said_that
         oblong = window(scope, model, (torch.randn(4, 5, 3).double(),))
     assert all("assumed" in one.reason for one in square.coverage.values())
     assert not any(one.reason for one in oblong.coverage.values())
+
+
+class TwoUses(nn.Module):
+    """One use of a layer is taken out again by a softmax, up to rounding, until its scale is turned up."""
+
+    def __init__(self, raw):
+        super().__init__()
+        self.layer, self.scale, self.raw = nn.Linear(3, 2), 0.0, raw
+        self.offset = nn.Parameter(torch.randn(2)) if raw else None
+
+    def through(self, x):
+        return (x[:, :2] * self.offset + 0.3).sin() if self.raw else self.layer(x)
+
+    def forward(self, x):
+        kept, lost = self.through(x).sin(), self.through(x.flip(1))
+        rounding = torch.log_softmax(lost[:, :1] + torch.arange(5.0).to(x) * 0.37, 1)
+        return self.layer(torch.cat([kept + rounding[:, :2] + self.scale * lost, x[:, :1]], 1))
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["layer", "operator"])
+def test_a_use_that_adds_rounding_takes_no_figures_and_is_measured_when_it_adds_more(raw):
+    torch.manual_seed(0)
+    model = TwoUses(raw).double()
+    x = torch.randn(5, 3).double()
+    with gradscope.watch(model) as scope:
+        for scale in (0.0, 0.0, 1.0, 1.0):
+            model.scale = scale
+            agrees(window(scope, model, (x,)), shares(model, (x,), 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from gradscope.capture.forward import Forward
 from gradscope.capture.kept import Kept
 from gradscope.capture.layout import BatchDim, Layout, NoSamples, Rows
+from gradscope.capture.negligible import largest, negligible_below
 from gradscope.capture.plan import Plan
 from gradscope.capture.tagged_rows import TaggedRows
 from gradscope.contributions import Contribution, Dense, Scatter
@@ -106,10 +108,11 @@ class Call:
             return
         try:
             layout = self._layout(grad)
-            if isinstance(layout, NoSamples):
+            described = self._if_negligible(grad, layout, leaves) if isinstance(layout, NoSamples) else None
+            if isinstance(layout, NoSamples) and described is None:
                 self._no_samples(layout, leaves)
                 return
-            described = self._describe(grad, layout)
+            described = self._describe(grad, layout) if described is None else described
         except MixedSamplesError as error:
             self.forward.mixing.append(self.plan.name)
             for leaf in leaves.values():
@@ -120,6 +123,8 @@ class Call:
                 step.withhold(leaf, self._failed(error))
             return
         assumed = self.forward.ambiguous or (isinstance(layout, BatchDim) and not layout.measured)
+        if self.plan.layouts.negligible:
+            assumed |= self.plan.layouts.outgrown(self.key, partial(largest, described))
         for name, leaf in leaves.items():
             contribution = described.get(name)
             if contribution is None:
@@ -185,6 +190,22 @@ class Call:
             for value in self.kept.read()
         )
         return self._by_rule(inputs, grads)
+
+    def _if_negligible(
+        self, grad: Tensor, layout: NoSamples, leaves: dict[str, Leaf]
+    ) -> dict[str, Contribution] | None:
+        """Contributions under the likeliest layout, where they are so small beside other uses' that it does not matter."""
+        lead, n, batch_dim = grad.shape[: self._lead(grad)], self.forward.samples, self.recorder.options.batch_dim
+        dims = [dim for dim in (batch_dim, *range(len(lead))) if dim < len(lead) and lead[dim] == n]
+        if not (layout.mixed and layout.settled and dims) or self.forward.calls.get(self.plan.name, 0) < 2:
+            return None
+        guess = BatchDim(dims[0], measured=True)
+        described = self._describe(grad, guess)
+        limit = negligible_below(self.forward, leaves, described)
+        if limit is None:
+            return None
+        self.plan.layouts.remember_negligible(self.key, guess, limit)
+        return described
 
     def _no_samples(self, layout: NoSamples, leaves: dict[str, Leaf]) -> None:
         step = self.forward.step

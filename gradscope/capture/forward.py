@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradscope.moments.leaf import Arrival
+from gradscope.contributions.precision import squared_norm
+from gradscope.moments.leaf import Arrival, Leaf
 from gradscope.moments.microstep import MicroStep, coarsest
 
 if TYPE_CHECKING:
@@ -142,6 +143,14 @@ class Forward:
     def precision(self, dtype: torch.dtype) -> torch.dtype:
         """The lowest precision that a gradient of this dtype may have gone through on its way from the output."""
         return dtype if self.autocast is None else coarsest(dtype, self.autocast)
+
+    def signed_sum(self, leaf: Leaf) -> Tensor | None:
+        """``‖Σ rᵢhᵢ‖²`` as far as the inner backward has come; None where there was none."""
+        held = self.signed.get(leaf.index)
+        if held is not None:
+            return squared_norm(held)
+        record = None if self.step is None else self.step.measured.get(leaf.index)
+        return None if record is None else record.signed_sum
 
     def let_go(self) -> None:
         """The forward has ended: hold nothing of its graph."""

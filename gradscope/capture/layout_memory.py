@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,9 @@ Key = tuple[object, ...]
 
 #: Row orders that are remembered until they are seen again.
 MOST = 256
+
+#: How much squared norms may grow before a layout that did not matter counts as not known.
+ROOM = 100.0
 
 
 class LayoutMemory:
@@ -29,6 +34,8 @@ class LayoutMemory:
         self.rejected: dict[object, set[Place]] = {}
         #: Calls whose rows are to be looked at one by one, since sums over rows fitted no sample.
         self.every_row: set[Key] = set()
+        #: Below which squared norm a place's layout does not matter, where tags could not tell it.
+        self.negligible: dict[Key, float] = {}
 
     def known(self, key: Key) -> Layout | None:
         """The layout of calls of this kind, or None."""
@@ -54,6 +61,7 @@ class LayoutMemory:
 
     def remember(self, key: Key, layout: Layout, every_row_seen: bool) -> None:
         """Note a measured layout."""
+        self.negligible.pop(key, None)
         if not isinstance(layout, Rows):
             self._known[key] = layout
             return
@@ -67,3 +75,17 @@ class LayoutMemory:
                 # Shapes that never come again.
                 self._rows.pop(next(iter(self._rows)))
             self._rows[key] = layout
+
+    def remember_negligible(self, key: Key, layout: Layout, limit: float) -> None:
+        """Note a layout that does not matter while what it describes has a squared norm below the limit."""
+        self.remember(key, layout, every_row_seen=True)
+        self.negligible[key] = limit
+
+    def outgrown(self, key: Key, squared_norm: Callable[[], float]) -> bool:
+        """Whether a layout that did not matter does now; then it is forgotten, and measured at the next occasion."""
+        limit = self.negligible.get(key)
+        if limit is None or squared_norm() <= ROOM * limit:
+            return False
+        self.negligible.pop(key)
+        self._known.pop(key, None)
+        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward
 from gradscope.capture.layout import BatchDim, Layout, NoSamples, Rows
 from gradscope.capture.meeting import Meeting
+from gradscope.capture.negligible import largest, negligible_below
 from gradscope.capture.saved import UnreadableError, readable
 from gradscope.capture.tagged_rows import TaggedRows
 from gradscope.capture.tagging import user_hooks_lifted
@@ -88,19 +90,37 @@ class OperatorUse:
             self.tagged.add(rows)
 
     def _measure(self, grad: Tensor) -> None:
-        layout = self._layout(self._rows(grad))
-        if isinstance(layout, NoSamples):
-            if layout.settled:
-                # The next forward looks further on.
-                self.recorder.layouts.rejected.setdefault(self.key[1], set()).add(self.meeting.place)
-            self._withhold(f"where it meets the samples ({self.meeting.name}), rows do not belong to single samples")
+        layout, place = self._layout(self._rows(grad)), (*self.key, self.meeting.lead, self.forward.samples)
+        if not isinstance(layout, NoSamples):
+            described = self._described(grad, layout)
+            assumed = self.forward.ambiguous or (isinstance(layout, BatchDim) and not layout.measured)
+            self._deliver(
+                described, grad.dtype, assumed or self.recorder.layouts.outgrown(place, partial(largest, described))
+            )
             return
+        guess = self._guess()
+        if layout.settled and isinstance(guess, BatchDim):
+            described = self._described(grad, guess)
+            limit = negligible_below(self.forward, self.leaves, described)
+            if limit is not None:
+                self.recorder.layouts.remember_negligible(place, BatchDim(guess.dim, measured=True), limit)
+                self._deliver(described, grad.dtype, self.forward.ambiguous)
+                return
+        if layout.settled:
+            # The next forward looks further on.
+            self.recorder.layouts.rejected.setdefault(self.key[1], set()).add(self.meeting.place)
+        self._withhold(f"where it meets the samples ({self.meeting.name}), rows do not belong to single samples")
+
+    def _described(self, grad: Tensor, layout: BatchDim | Rows) -> dict[str, Contribution]:
         node: Any = torch._C._current_autograd_node()
         dim, sample_of_row = self._rows_along(layout)
-        assumed = self.forward.ambiguous or (isinstance(layout, BatchDim) and not layout.measured)
         with torch.no_grad(), readable(node, packs=self.forward.packs) as put_back:
             contribution = self._shares(node, grad.detach(), dim, sample_of_row, put_back)
-        self._deliver(self._at_target(contribution), grad.dtype, assumed)
+        return self._at_target(contribution)
+
+    def _guess(self) -> Layout:
+        candidates = [k for k, size in enumerate(self.meeting.lead) if size == self.forward.samples]
+        return BatchDim(candidates[0]) if candidates else NoSamples(mixed=True)
 
     def _shares(
         self, node: Any, grad: Tensor, dim: int, sample_of_row: Tensor | None, put_back: Callable[[], None]
@@ -151,9 +171,7 @@ class OperatorUse:
             memory.learn((*self.key, lead, n), layout, numbers)
             return layout
         known = memory.known((*self.key, lead, n))
-        if known is not None:
-            return known
-        return BatchDim(candidates[0]) if candidates else NoSamples(mixed=True)
+        return self._guess() if known is None else known
 
     def _at_target(self, contribution: Contribution) -> dict[str, Contribution]:
         """Contributions to the operand as contributions to the parameters."""
@@ -202,10 +220,6 @@ class OperatorUse:
         for leaf in self.leaves.values():
             if self.forward.step is not None:
                 self.forward.step.withhold(leaf, reason, spoiled=spoiled)
-
-    @property
-    def _target_name(self) -> str:
-        return self.target.info.name if isinstance(self.target, Leaf) else self.target.plan.name
 
 
 #: While gradients are pulled back, every hook of ours looks away.

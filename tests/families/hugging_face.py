@@ -164,6 +164,13 @@ LANGUAGE = (
         next_tokens,
     ),
     _family(
+        "RWKV",
+        made("RwkvForCausalLM", "RwkvConfig", vocab_size=32, hidden_size=8, attention_hidden_size=8, intermediate_size=16,
+             num_hidden_layers=2, context_length=16, use_cache=False),
+        tokens(32, 6),
+        next_tokens,
+    ),
+    _family(
         "wav2vec 2",
         made("Wav2Vec2ForCTC", "Wav2Vec2Config", **SMALL, vocab_size=8, intermediate_size=24, conv_dim=[8, 8],
              conv_kernel=[4, 3], conv_stride=[2, 2], num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
