@@ -195,6 +195,8 @@ class Call:
         self, grad: Tensor, layout: NoSamples, leaves: dict[str, Leaf]
     ) -> dict[str, Contribution] | None:
         """Contributions under the likeliest layout, where they are so small beside other uses' that it does not matter."""
+        if self.forward.tags is None:
+            return None
         lead, n, batch_dim = grad.shape[: self._lead(grad)], self.forward.samples, self.recorder.options.batch_dim
         dims = [dim for dim in (batch_dim, *range(len(lead))) if dim < len(lead) and lead[dim] == n]
         if not (layout.mixed and layout.settled and dims) or self.forward.calls.get(self.plan.name, 0) < 2:
