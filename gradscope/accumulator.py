@@ -111,7 +111,7 @@ class OpenWindow:
             if self.moments and arrival.fresh is not None:
                 self.grads[leaf.index] = dense(arrival.fresh)
             return
-        leaf.version = grad._version
+        leaf.version, leaf.added = grad._version, arrival.squared_norm
         if first and leaf.hooked and leaf.baseline is None and not self.shared:
             self._compare_stored(leaf, grad.detach(), arrival)
         if leaf.baseline is not None:

@@ -74,9 +74,11 @@ class Backward:
         elif leaf.version is None:
             leaf.baseline = before.detach().clone() if bool((before != 0).any()) else None
         elif before._version != leaf.version:
+            # What lies in a buffer beside others (a wrapper's bucket) has their version, too.
+            beside = before._is_view()
             if bool((before != 0).any()):
-                self.touched.add(leaf.index)
-            else:
+                self.touched |= set() if beside else {leaf.index}
+            elif not beside or bool(leaf.added != 0):
                 # zero_grad(set_to_none=False)
                 self.restarted.add(leaf.index)
                 leaf.baseline = None

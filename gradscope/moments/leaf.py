@@ -66,12 +66,13 @@ class Leaf:
         hooked: a hook of the user's own comes after ours.
         baseline: what ``.grad`` held when the window began, where that was not zero.
         live: the tensor that the model's graph holds: the parameter itself, or what ``fully_shard`` gathered of it.
+        added: ``‖fresh‖²`` of the newest backward that reached it.
         pending: something arrived that ``fully_shard`` has not reduced into ``.grad`` yet.
         weight: the weight that this is the bias of, in layers where both are projected onto the same directions.
     """
 
     __slots__ = (
-        "baseline", "full", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe",
+        "added", "baseline", "full", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe",
         "version", "weight",
     )  # fmt: skip
 
@@ -81,6 +82,7 @@ class Leaf:
         self.parameter = parameter
         self.live: Tensor = parameter
         self.pending = False
+        self.added: Tensor | float = 0.0
         self.probe: Probe | None = None
         self.full: Probe | None = None
         self.version: int | None = None
