@@ -281,7 +281,8 @@ class Session:
             for leaf in recorder.leaves:
                 leaf.probe = None
             self._await_ranks()
-        elif self.ranks is None:
+        else:
+            # Ranks compare their probes in guard windows only.
             for leaf in recorder.leaves:
                 leaf.narrow(self.history.measured)
         recorder.attach()
