@@ -21,6 +21,7 @@ from gradscope.capture.options import Options
 from gradscope.capture.plan import Plan
 from gradscope.capture.second_pass import SecondPass
 from gradscope.capture.tagging import register_first
+from gradscope.contributions.workspace import Workspace
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
 
@@ -50,6 +51,7 @@ class Recorder:
         self.options = options
         self.deliver = deliver
         self.generator = torch.Generator().manual_seed(SEED)
+        self.workspace = Workspace(budget=options.budget)
         self.forwarding = Forwarding(self, on_forward)
         self.tagging: Forward | None = None
         self.backward: Backward | None = None
@@ -62,6 +64,8 @@ class Recorder:
         self.functional: set[int] = set()
         #: Shapes of graphs whose layouts were measured.
         self.graphs: set[object] = set()
+        #: That of the last forward.
+        self.graph: object = None
         self.same_samples: bool | None = None
         self.calibrated = False
         #: Other callbacks at the end of a backward, which may queue more, come first.
@@ -193,7 +197,9 @@ class Recorder:
         for leaf in self.leaves:
             leaf.directions(self.generator)
         spot = self._draw_spot(forward.samples, chosen) if self.guarding else None
-        step = MicroStep(forward.samples, moments=options.moments, chosen=chosen, budget=options.budget, spot=spot)
+        step = MicroStep(
+            forward.samples, moments=options.moments, chosen=chosen, budget=options.budget, spot=spot, workspace=self.workspace
+        )  # fmt: skip
         step.second = forward.second
         for index, reason in forward.uncovered.items():
             step.withhold(self.leaves[index], reason, spoiled=index in forward.interacting)
@@ -255,9 +261,7 @@ class Recorder:
         else:
             steps = finish_forwards(backward.forwards, backward.arrivals, self.leaves, self.same_samples)
         self._learn(steps)
-        for forward in backward.forwards:
-            if forward.done and (forward.distinct or forward.tag_error):
-                self.graphs.add(forward.graph)
+        self._note_graphs(backward.forwards)
         self.deliver(backward, steps)
 
     def finish_kept(self) -> None:
@@ -266,7 +270,16 @@ class Recorder:
         for forward in kept:
             steps = finish_forwards([forward], {}, self.leaves, self.same_samples)
             self._learn(steps)
+            self._note_graphs([forward])
             self.deliver(Backward(-1), steps)
+
+    def _note_graphs(self, forwards: list[Forward]) -> None:
+        """In which graphs all layouts are known now, or cannot be measured."""
+        for forward in forwards:
+            if forward.done and forward.unsettled and not forward.tag_error:
+                self.graphs.discard(forward.graph)
+            elif forward.done and (forward.distinct or forward.tag_error):
+                self.graphs.add(forward.graph)
 
     def _learn(self, steps: list[MicroStep]) -> None:
         """Which parameters need the inner backward in every micro-step from now on."""

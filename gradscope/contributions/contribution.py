@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gradscope.contributions.figures import Figures
 from gradscope.contributions.precision import working
+from gradscope.contributions.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,9 +107,21 @@ class Contribution(ABC):
     def probe(self, probe: Probe) -> Tensor:
         """``⟨hᵢ, Rⱼ⟩``, float64 or complex128 ``[n, k]``."""
 
-    def squares_and_probes(self, probe: Probe) -> tuple[Tensor, Tensor]:
-        """``squared_norms()`` and ``probe(probe)``, for kinds that get both from one pass."""
-        return self.squared_norms(), self.probe(probe)
+    def figures(
+        self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
+    ) -> Figures:
+        """All that is asked of the contributions at once, for kinds that get several answers from one pass.
+
+        Args:
+            probe: random directions, or None.
+            moments: whether the elementwise second moment is wanted.
+            workspace: algorithms and scratch memory; by default those that the cost model chooses, and fresh memory.
+        """
+        return Figures(
+            self.squared_norms(),
+            None if probe is None else self.probe(probe),
+            self.second_moment() if moments else None,
+        )
 
     @abstractmethod
     def dense(self) -> Tensor:

@@ -1,24 +1,25 @@
-"""Contributions of convolutions: outer products of input patches and output gradients, unfolded a chunk at a time."""
+"""Contributions of convolutions: what a kernel read at each position, times the gradient of what it gave there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe
-from gradscope.contributions.convolution_norms import by_shifted_gram, cheapest, native_gradient
+from gradscope.contributions.convolution_costs import NATIVE, PATCHES, SHIFTED_GRAM, costs
 from gradscope.contributions.dense import widen
+from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.outer import Outer
-from gradscope.contributions.outer_norms import outer_squared_norms
-from gradscope.contributions.precision import squared_norm, working
+from gradscope.contributions.patches import by_native, by_patches, native_gradient
+from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
-
-#: Elements of unfolded patches that exist at once.
-CHUNK = 1 << 22
+from gradscope.contributions.shifted_gram import by_shifted_gram
+from gradscope.contributions.shifts import Shifts
+from gradscope.contributions.workspace import Workspace
 
 
 class Convolution(Contribution):
@@ -29,17 +30,14 @@ class Convolution(Contribution):
         grads: gradient of the output ``[n, channels_out, *positions]``.
         shape: the parameter's, ``[channels_out, channels/groups, *kernel]``.
         geometry: how the kernel walks.
-        convolve: the native convolution without padding, ``(input, kernel, stride, dilation) -> output``.
     """
 
-    def __init__(
-        self, inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry, convolve: Callable[..., Tensor]
-    ) -> None:
+    def __init__(self, inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry) -> None:
         # What lies beyond the last position takes no part.
-        self.inputs, self.grads = geometry.reached(working(inputs), tuple(grads.shape[2:])), working(grads)
+        self.inputs = geometry.reached(working(inputs).resolve_conj(), tuple(grads.shape[2:]))
+        self.grads = working(grads)
         self.shape = shape
         self.geometry = geometry
-        self.convolve = convolve
 
     @property
     def samples(self) -> int:
@@ -49,75 +47,71 @@ class Convolution(Contribution):
     def nbytes(self) -> int:
         return self.inputs.nbytes + self.grads.nbytes
 
-    def factors(self) -> Iterator[Outer]:
-        """Outer products of a few samples at a time."""
-        positions = tuple(self.grads.shape[2:])
-        each = self.inputs.shape[1] * prod(self.geometry.kernel) * prod(positions)
-        chunk = max(1, CHUNK // max(1, each))
-        groups = self.geometry.groups
-        for start in range(0, self.samples, chunk):
-            part = slice(start, start + chunk)
-            grads = self.grads[part].flatten(2).unflatten(1, (groups, -1)).transpose(2, 3)
-            yield Outer(self.geometry.patches(self.inputs[part], positions), grads, self.shape)
+    def outer(self) -> Outer:
+        """The same with all patches unfolded."""
+        groups, positions = self.geometry.groups, tuple(self.grads.shape[2:])
+        patches = self.geometry.unfold(self.inputs, 0, positions, lambda _, shape, like: like.new_empty(shape))
+        grads = self.grads.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3)
+        return Outer(patches.unflatten(0, (-1, groups)).transpose(2, 3), grads, self.shape)
 
     def squared_norms(self) -> Tensor:
-        algorithm = cheapest(self.inputs, self.grads, self.geometry)
-        if algorithm == "shifted Gram":
-            squares, lost = by_shifted_gram(self.inputs, self.grads, self.geometry)
-            if bool(lost.any()):
-                index = lost.nonzero()[:, 0]
-                squares[index] = self.select(index).by_samples()
-            return squares
-        if algorithm == "native":
-            return self.by_samples()
-        return torch.cat([outer_squared_norms(outer.inputs, outer.grads) for outer in self.factors()])
+        return self._figures(Workspace(), None, moments=False).squares
 
-    def squares_and_probes(self, probe: Probe) -> tuple[Tensor, Tensor]:
-        algorithm = cheapest(self.inputs, self.grads, self.geometry)
-        if algorithm == "shifted Gram":
-            return self.squared_norms(), self.probe(probe)
-        if algorithm == "patches":
-            pairs = [outer.squares_and_probes(probe) for outer in self.factors()]
-            return torch.cat([norms for norms, _ in pairs]), torch.cat([probes for _, probes in pairs])
-        # Each sample's gradient exists for a moment: its probes cost less than convolutions with random filters.
-        squares, probes = [], []
-        for i in range(self.samples):
-            one = self.one(i)
-            squares.append(squared_norm(one))
-            probes.append(probe.of(one))
-        return torch.stack(squares), widen(torch.stack(probes))
+    def figures(
+        self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
+    ) -> Figures:
+        return self._figures(workspace or Workspace(), probe, moments=moments)
 
-    def by_samples(self) -> Tensor:
-        """Each sample's gradient by the native backward, squared and dropped."""
-        return torch.stack([squared_norm(self.one(i)) for i in range(self.samples)])
+    def _figures(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
+        inputs, grads, geometry = self.inputs, self.grads, self.geometry
+        shapes = (tuple(inputs.shape), tuple(self.shape), geometry.stride, geometry.dilation, geometry.groups)
+        algorithm = workspace.choice(
+            ("convolution", *shapes, moments, inputs.dtype, inputs.device.type),
+            lambda: costs(inputs, grads, geometry, workspace, moments=moments),
+            lambda name: self._by(name, workspace, None, moments=moments).squares.sum(),
+        )
+        return self._by(algorithm, workspace, probe, moments=moments)
+
+    def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
+        if algorithm == SHIFTED_GRAM:
+            return self._by_gram(workspace, probe)
+        # Each way reads what it needs once for each direction: the gradients, or the factors.
+        small = self.shape[0] <= prod(self.grads.shape[2:])
+        given = probe if small else None
+        if algorithm == PATCHES:
+            found = by_patches(
+                self.inputs, self.grads, self.shape, self.geometry, given, moments=moments, workspace=workspace
+            )
+        elif algorithm == NATIVE:
+            found = by_native(self.inputs, self.grads, self.shape, self.geometry, given, moments=moments)
+        else:
+            raise ValueError(f"no algorithm for convolutions is called {algorithm!r}")
+        return found if probe is None or small else replace(found, probes=self.probe(probe))
+
+    def _by_gram(self, workspace: Workspace, probe: Probe | None) -> Figures:
+        squares, lost, probes = by_shifted_gram(self.inputs, self.grads, self.geometry, probe, workspace)
+        if bool(lost.any()):
+            index = lost.nonzero()[:, 0]
+            squares[index] = self.select(index)._by(PATCHES, workspace, None, moments=False).squares
+        return Figures(squares, None if probes is None else widen(probes), None, SHIFTED_GRAM)
+
+    def probe(self, probe: Probe) -> Tensor:
+        return widen(Shifts.of(self.inputs, self.grads, self.geometry).probe(probe))
 
     def one(self, i: int) -> Tensor:
         return native_gradient(self.inputs[i : i + 1], self.grads[i : i + 1], self.shape, self.geometry)
 
-    def probe(self, probe: Probe) -> Tensor:
-        """Right factor by one convolution with a single random filter, so that nothing is unfolded."""
-        groups, k = self.geometry.groups, probe.right.shape[0]
-        kernels = probe.right.reshape(k, *self.shape[1:]).repeat(groups, *[1] * (len(self.shape) - 1))
-        right = self.convolve(
-            self.inputs, kernels, stride=self.geometry.stride, dilation=self.geometry.dilation, groups=groups
-        )
-        if groups == 1:
-            filters = probe.left.reshape(k, -1, *[1] * len(self.geometry.kernel))
-            left = self.convolve(self.grads, filters).flatten(2).unsqueeze(1)
-        else:
-            grads = self.grads.flatten(2).unflatten(1, (groups, -1))
-            left = torch.einsum("ngpt,kgp->ngkt", grads, probe.left.unflatten(1, (groups, -1)))
-        return widen((left * right.flatten(2).unflatten(1, (groups, k))).sum((1, 3)))
-
     def dense(self) -> Tensor:
-        return torch.cat([outer.dense() for outer in self.factors()])
+        return self.outer().dense()
+
+    def second_moment(self) -> Tensor:
+        moment = self._figures(Workspace(), None, moments=True).second_moment
+        return self.inputs.new_zeros(self.shape) if moment is None else moment
 
     def select(self, index: Tensor) -> Convolution:
-        return Convolution(self.inputs[index], self.grads[index], self.shape, self.geometry, self.convolve)
+        return Convolution(self.inputs[index], self.grads[index], self.shape, self.geometry)
 
     def regroup(self, sample_of_row: Tensor, samples: int) -> Contribution:
-        order = RowOrder(sample_of_row, samples)
-        parts = list(self.factors())
-        inputs = order.gather(torch.cat([part.inputs for part in parts])).transpose(1, 2).flatten(2, 3)
-        grads = order.gather(torch.cat([part.grads for part in parts])).transpose(1, 2).flatten(2, 3)
+        order, whole = RowOrder(sample_of_row, samples), self.outer()
+        inputs, grads = (order.gather(f).transpose(1, 2).flatten(2, 3) for f in (whole.inputs, whole.grads))
         return Outer(inputs, grads, self.shape)

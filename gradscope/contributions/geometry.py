@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -24,24 +25,26 @@ class Geometry:
     dilation: tuple[int, ...]
     groups: int
 
-    def patches(self, x: Tensor, positions: tuple[int, ...]) -> Tensor:
-        """Patches ``[n, groups, T, (channels/groups)·∏kernel]`` of a padded input ``[n, channels, *spatial]``.
+    def unfold(
+        self, x: Tensor, first: int, positions: tuple[int, ...], memory: Callable[[str, Sequence[int], Tensor], Tensor]
+    ) -> Tensor:
+        """Patches ``[n·groups, (channels/groups)·∏kernel, T]`` of a padded input ``[n, channels, *spatial]``.
 
         Args:
             x: the padded input.
-            positions: how many kernel positions per spatial dimension; the output's spatial size.
+            first: place of the first kernel position along the first spatial dimension.
+            positions: how many kernel positions per spatial dimension.
+            memory: what gives ``(purpose, shape, like)`` to write them to.
         """
-        x = x.contiguous()
         n, channels = x.shape[:2]
         strides = x.stride()
-        size = (n, channels, *positions, *self.kernel)
         walk = tuple(s * step for s, step in zip(strides[2:], self.stride, strict=True))
         reach = tuple(s * step for s, step in zip(strides[2:], self.dilation, strict=True))
-        view = x.as_strided(size, (*strides[:2], *walk, *reach))
-        dims = len(self.kernel)
-        view = view.reshape(n, self.groups, channels // self.groups, *positions, *self.kernel)
-        order = (0, 1, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
-        return view.permute(order).reshape(n, self.groups, prod(positions), -1)
+        begin = x.narrow(2, first * self.stride[0], 1)
+        # Positions lie innermost, as they do in the input: copying rows of them is several times as fast as gathering patches.
+        view = begin.as_strided((n, channels, *self.kernel, *positions), (*strides[:2], *reach, *walk))
+        patches = memory("patches", view.shape, x).copy_(view)
+        return patches.view(n * self.groups, -1, prod(positions))
 
     def reached(self, x: Tensor, positions: tuple[int, ...]) -> Tensor:
         """The part of a padded input that some position of the kernel reads."""

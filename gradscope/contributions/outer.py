@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
-from gradscope.contributions.outer_norms import outer_second_moment, outer_squared_norms
+from gradscope.contributions.figures import Figures
+from gradscope.contributions.outer_norms import GRAM, PRODUCTS, by_gram, by_products, by_squares, by_vectors, costs
 from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
+from gradscope.contributions.workspace import Workspace
 
 
 class Outer(Contribution):
@@ -37,7 +41,42 @@ class Outer(Contribution):
         return self.inputs.nbytes + self.grads.nbytes
 
     def squared_norms(self) -> Tensor:
-        return outer_squared_norms(self.inputs, self.grads)
+        return self._figures(Workspace(), None, moments=False).squares
+
+    def figures(
+        self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
+    ) -> Figures:
+        found = self._figures(workspace or Workspace(), probe, moments=moments)
+        if probe is None or found.probes is not None:
+            return found
+        # From the factors: that reads less than the gradients, even where these exist for a moment.
+        return replace(found, probes=self.probe(probe))
+
+    def _figures(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
+        inputs, grads = self.inputs, self.grads
+        n, groups, positions, d = inputs.shape
+        if positions == 1:
+            return Figures(by_vectors(inputs, grads), None, self.second_moment() if moments else None)
+        if moments:
+            algorithm = PRODUCTS
+        else:
+            case = ("outer", n, groups, positions, d, grads.shape[3], inputs.dtype, inputs.device.type)
+            algorithm = workspace.choice(
+                case,
+                lambda: costs(inputs, grads, workspace),
+                lambda name: self._by(name, workspace, None, moments=False).squares.sum(),
+            )
+        return self._by(algorithm, workspace, probe, moments=moments)
+
+    def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
+        if algorithm == GRAM:
+            return Figures(by_gram(self.inputs, self.grads, workspace), algorithm=algorithm)
+        p, d = self.grads.shape[3], self.inputs.shape[3]
+        # Each way reads what it needs once for each direction.
+        small = p * d < self.inputs.shape[2] * (p + d)
+        found = by_products(self.inputs, self.grads, probe if small else None, moments=moments, workspace=workspace)
+        moment = found.second_moment
+        return found if moment is None else replace(found, second_moment=moment.reshape(self.shape))
 
     def probe(self, probe: Probe) -> Tensor:
         n, groups, positions, p = self.grads.shape
@@ -61,7 +100,10 @@ class Outer(Contribution):
         return Outer(inputs, grads, self.shape)
 
     def second_moment(self) -> Tensor:
-        return outer_second_moment(self.inputs, self.grads).reshape(self.shape)
+        if self.inputs.shape[2] == 1:
+            return by_squares(self.inputs, self.grads).reshape(self.shape)
+        moment = self._by(PRODUCTS, Workspace(), None, moments=True).second_moment
+        return self.inputs.new_zeros(self.shape) if moment is None else moment
 
     def joined(self, other: Outer) -> Outer:
         """Both uses of one weight as one: their positions side by side."""

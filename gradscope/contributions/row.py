@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.contributions.contribution import Probe
+from gradscope.contributions.contribution import Contribution, Probe
 from gradscope.contributions.dense import Dense
+from gradscope.contributions.figures import Figures
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.precision import BLOCK, row_squares, working
+from gradscope.contributions.workspace import Workspace
 
 
 class Row(Outer):
@@ -45,6 +47,11 @@ class Row(Outer):
     @property
     def nbytes(self) -> int:
         return self.x.nbytes + self.row.nbytes
+
+    def figures(
+        self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
+    ) -> Figures:
+        return Contribution.figures(self, probe, moments=moments)
 
     def squared_norms(self) -> Tensor:
         if max(self.x.shape[1], self.row.shape[1]) > BLOCK:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradscope.contributions import Contribution, sum_of_uses
 from gradscope.contributions.precision import squared_norm
+from gradscope.contributions.workspace import Workspace
 from gradscope.moments.leaf import Arrival, Leaf
 
 
@@ -73,13 +74,16 @@ class MicroStep:
         chosen: indices of the samples whose squares are computed, or None for all.
         budget: bytes that held uses may keep alive, or None.
         spot: one sample whose gradients are built in full, to compare their norms; None outside guard windows.
+        workspace: algorithms and scratch memory.
     """
 
     def __init__(
-        self, samples: int, *, moments: bool, chosen: Tensor | None, budget: int | None, spot: int | None = None
-    ) -> None:
+        self, samples: int, *, moments: bool, chosen: Tensor | None, budget: int | None, spot: int | None = None,
+        workspace: Workspace | None = None,
+    ) -> None:  # fmt: skip
         self.samples = samples
         self.spot = spot
+        self.workspace = workspace or Workspace(budget=budget)
         self.moments = moments
         self.chosen = chosen
         self.budget = budget
@@ -175,23 +179,22 @@ class MicroStep:
             self.held_bytes -= sum(c.nbytes for c in held.contributions)
 
     def _square(self, record: Measured, leaf: Leaf, contribution: Contribution) -> None:
-        n, scale = contribution.samples, 1.0
         if self.spot is not None:
             record.built = squared_norm(contribution.one(self.spot))
-        if self.chosen is None and leaf.probe is not None:
-            record.norms, record.probes = contribution.squares_and_probes(leaf.probe)
+        n, chosen, probe = contribution.samples, self.chosen, leaf.probe
+        if chosen is None:
+            found = contribution.figures(probe, moments=self.moments, workspace=self.workspace)
+            record.norms, record.probes, record.second_moment = found.squares, found.probes, found.second_moment
         else:
             # The check runs on all rows; only the squares are subsampled.
-            record.probes = contribution.probe(leaf.probe) if leaf.probe is not None else None
-            if self.chosen is not None:
-                contribution = contribution.select(self.chosen)
-                scale = n / max(1, contribution.samples)
-            squares = contribution.squared_norms()
-            record.norms = squares if self.chosen is None else squares.new_full((n,), float("nan"))
-            if self.chosen is not None:
-                record.norms[self.chosen] = squares
-        if self.moments:
-            record.second_moment = contribution.second_moment() * scale
+            record.probes = None if probe is None else contribution.probe(probe)
+            found = contribution.select(chosen).figures(moments=self.moments, workspace=self.workspace)
+            record.norms = found.squares.new_full((n,), float("nan"))
+            record.norms[chosen] = found.squares
+            if found.second_moment is not None:
+                record.second_moment = found.second_moment * (n / max(1, chosen.numel()))
+        if found.algorithm:
+            record.rule = f"{record.rule} ({found.algorithm})"
 
 
 def coarsest(*dtypes: torch.dtype) -> torch.dtype:

@@ -13,8 +13,6 @@ from gradscope.contributions.geometry import Geometry
 from gradscope.operators.broadcast import along_dimensions
 from gradscope.operators.operator import Operator
 
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
 
 def _convolution(node: Any, operand: int, grad: Tensor, shape: torch.Size, dim: int) -> Contribution:
     if operand == 2:
@@ -26,7 +24,7 @@ def _convolution(node: Any, operand: int, grad: Tensor, shape: torch.Size, dim: 
     if any(padding):
         inputs = F.pad(inputs, padding)
     geometry = Geometry(tuple(shape[2:]), tuple(node._saved_stride), tuple(node._saved_dilation), node._saved_groups)
-    return Convolution(inputs, grads, shape, geometry, _CONVOLVE[grad.dim() - 2])
+    return Convolution(inputs, grads, shape, geometry)
 
 
 CONVOLUTION = Operator("convolution", (1, 2), _convolution, along_dimensions)

@@ -15,8 +15,6 @@ from gradscope.contributions.precision import working
 from gradscope.rules.linear import as_computed
 from gradscope.rules.rule import Rule, owns
 
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
 
 def _geometry(module: _ConvNd) -> Geometry:
     return Geometry(tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation), module.groups)
@@ -37,8 +35,7 @@ def _bias(module: Module, grad: Tensor) -> dict[str, Contribution]:
 def describe_convolution(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
     """Output gradients times input patches."""
     x = _padded(module, as_computed(inputs[0], grad))  # type: ignore[arg-type]
-    convolve = _CONVOLVE[grad.dim() - 2]
-    weight = Convolution(x, grad, module.weight.shape, _geometry(module), convolve)  # type: ignore
+    weight = Convolution(x, grad, module.weight.shape, _geometry(module))  # type: ignore
     return {"weight": weight, **_bias(module, grad)}
 
 
@@ -47,8 +44,7 @@ def describe_transposed(module: Module, inputs: tuple[Any, ...], grad: Tensor) -
     x = as_computed(inputs[0], grad)
     pad = [amount for size in reversed(module.padding) for amount in (size, size)]  # type: ignore
     padded = F.pad(grad, pad) if any(pad) else grad
-    convolve = _CONVOLVE[grad.dim() - 2]
-    weight = Convolution(padded, x, module.weight.shape, _geometry(module), convolve)  # type: ignore
+    weight = Convolution(padded, x, module.weight.shape, _geometry(module))  # type: ignore
     return {"weight": weight, **_bias(module, grad)}
 
 

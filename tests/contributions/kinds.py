@@ -39,7 +39,7 @@ def convolution(groups: int, stride: int, dilation: int) -> tuple[Contribution, 
     grads = torch.randn_like(out)
     rows = [torch.autograd.grad((out[i] * grads[i]).sum(), kernel, retain_graph=True)[0] for i in range(N)]
     geometry = Geometry((2, 3), (stride, stride), (dilation, dilation), groups)
-    return Convolution(x, grads, kernel.shape, geometry, F.conv2d), torch.stack(rows)
+    return Convolution(x, grads, kernel.shape, geometry), torch.stack(rows)
 
 
 def dense(*shape: int) -> tuple[Contribution, Tensor]:

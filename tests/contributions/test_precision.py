@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from gradscope.contributions import Outer, Probe, Scatter, sum_of_uses
-from gradscope.contributions.outer_norms import by_gram, by_products, by_vectors, outer_squared_norms
+from gradscope.contributions.outer_norms import by_gram, by_products, by_vectors
 from gradscope.contributions.precision import row_squares, squared_norm
 
 
 def test_the_three_algorithms_agree():
     inputs, grads = torch.randn(4, 2, 1, 5).double(), torch.randn(4, 2, 1, 3).double()
-    expected = by_products(inputs, grads)
+    expected = by_products(inputs, grads, None).squares
     torch.testing.assert_close(by_vectors(inputs, grads), expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(by_gram(inputs, grads), expected, rtol=1e-12, atol=0)
 
@@ -27,7 +27,9 @@ def test_gram_norms_of_positions_that_cancel_are_computed_again(dtype, tolerance
     truth = (grads.double().transpose(2, 3) @ inputs.double()).square().sum((1, 2, 3))
     assert inputs.shape[2] * 128 > 64 * 64  # products would be chosen; Gram is asked for
     torch.testing.assert_close(by_gram(inputs, grads), truth, rtol=tolerance, atol=0)
-    torch.testing.assert_close(outer_squared_norms(inputs, grads), truth, rtol=tolerance, atol=0)
+    torch.testing.assert_close(
+        Outer(inputs, grads, torch.Size((64, 64))).squared_norms(), truth, rtol=tolerance, atol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

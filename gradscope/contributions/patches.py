@@ -1,0 +1,90 @@
+"""Algorithms that build the per-sample gradients of a convolution, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import torch
+from torch import Tensor
+
+from gradscope.contributions.contribution import Probe
+from gradscope.contributions.convolution_costs import NATIVE, PATCHES
+from gradscope.contributions.figures import Figures
+from gradscope.contributions.geometry import Geometry
+from gradscope.contributions.products import Reduction
+from gradscope.contributions.workspace import Workspace
+
+#: A single sample's patches are unfolded whole up to this many times the usual room.
+WHOLE = 4
+
+
+def by_patches(
+    inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry, probe: Probe | None,
+    *, moments: bool = False, workspace: Workspace | None = None,
+) -> Figures:  # fmt: skip
+    """Each sample's gradient as one product of patches and output gradients, a few samples at a time.
+
+    Args:
+        inputs: padded input.
+        grads: gradient of the output.
+        shape: the parameter's.
+        geometry: how the kernel walks.
+        probe: random directions, or None.
+        moments: whether the elementwise second moment is wanted.
+        workspace: algorithms and scratch memory.
+    """
+    workspace, groups = workspace or Workspace(), geometry.groups
+    positions = tuple(grads.shape[2:])
+    patch, out = inputs.shape[1] // groups * prod(geometry.kernel), grads.shape[1] // groups
+    transposed = groups == 1 and patch > out
+    reduction = Reduction(inputs.shape[0], probe, moments=moments, transposed=transposed)
+    width = prod(positions[1:])
+    row = inputs.shape[1] * prod(geometry.kernel) * width
+    room = workspace.room(row * positions[0], inputs, 2)
+    for i in range(0, inputs.shape[0], room):
+        back = grads[i : i + room].flatten(2).unflatten(1, (groups, -1)).flatten(0, 1)
+        product: Tensor | None = None
+        for first, band in _bands(positions, row, inputs, workspace):
+            patches = geometry.unfold(inputs[i : i + room], first, band, workspace.buffer)
+            own = back[:, :, first * width : (first + band[0]) * width]
+            left, right = (patches, own) if transposed else (own, patches)
+            if product is None:
+                product = workspace.buffer("product", (left.shape[0], left.shape[1], right.shape[1]), left)
+                torch.bmm(left, right.mT, out=product)
+            else:
+                product.baddbmm_(left, right.mT)
+        if product is not None:
+            reduction.take(product.unflatten(0, (-1, groups)))
+    return reduction.figures(shape, PATCHES)
+
+
+def _bands(
+    positions: tuple[int, ...], row: int, like: Tensor, workspace: Workspace
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Where each band of positions begins along the first dimension, and its size; one band unless a sample is very large."""
+    most = max(1, WHOLE * workspace.room(row, like))
+    step = positions[0] if positions[0] <= most else most
+    for first in range(0, positions[0], step):
+        yield first, (min(step, positions[0] - first), *positions[1:])
+
+
+def by_native(
+    inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry, probe: Probe | None, *, moments: bool = False
+) -> Figures:
+    """Each sample's gradient by torch's own backward of the convolution."""
+    reduction = Reduction(inputs.shape[0], probe, moments=moments)
+    for i in range(inputs.shape[0]):
+        one = native_gradient(inputs[i : i + 1], grads[i : i + 1], shape, geometry)
+        reduction.take(one.reshape(1, 1, shape[0], -1))
+    return reduction.figures(shape, NATIVE)
+
+
+def native_gradient(inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    """``Σᵢ hᵢ`` of the given samples by torch's own backward of the convolution, of the parameter's shape."""
+    none = [0] * len(geometry.kernel)
+    found: Tensor = torch.ops.aten.convolution_backward(
+        grads, inputs, inputs.new_empty(shape), None, geometry.stride, none, geometry.dilation, False, none, geometry.groups,
+        [False, True, False],
+    )[1]  # fmt: skip
+    return found
