@@ -113,6 +113,7 @@ class Session:
         ranks, every = self.ranks, self.options.every
         if ranks is None:
             return
+        self._note_failures()
         index = self.history.index
         head = Head(number=float(index), ahead=float(-index % every), directions=float(self._directions))
         ranks.exchange(
@@ -240,9 +241,7 @@ class Session:
         scaler = self._scaler if self._scaler is not None else found_scaler
         if self._scaler is None and found_scaler is not None and found_scaler.is_enabled():
             self.history.warn(SCALER_NOTICED)
-        for failure in self.recorder.failures:
-            self._open.notices.append(f"gradscope failed inside a hook: {failure}")
-        self.recorder.failures.clear()
+        self._note_failures()
         adam = self._watch.adam(self.recorder.leaves) if self.options.moments else {}
         closer = self._open.close if self.ranks is None else partial(self.ranks.close, self._open)
         window = closer(self.history.index + 1, scale=scale_of(scaler), adam=adam)
@@ -256,6 +255,11 @@ class Session:
             return
         for write in self.outlets.writes(window, overhead, lambda: self.history.report(self.parameters)):
             self._safely(write)
+
+    def _note_failures(self) -> None:
+        for failure in self.recorder.failures:
+            self._open.notices.append(f"gradscope failed inside a hook: {failure}")
+        self.recorder.failures.clear()
 
     def _refresh(self) -> None:
         """Look again: parameters may have been added, replaced, frozen or unfrozen."""

@@ -28,12 +28,17 @@ def differences(totals: Totals, usual: float) -> Iterator[str]:
     if _differ(heads, "micro_steps"):
         yield f"ranks had different numbers of micro-steps ({_listed(heads, 'micro_steps')})"
     if _differ(heads, "number"):
-        yield (
-            f"ranks have stepped a different number of times ({_listed(heads, 'number')}): a step was skipped on some of them "
-            "only, and their parameters are not the same any more"
-        )
+        yield uneven(heads)
     if totals.factor != usual:
         yield f"gradients of ranks are multiplied with {totals.factor:.6g} and added, not averaged (which would be {usual:.3g})"
+
+
+def uneven(heads: Sequence[Head]) -> str:
+    """What is said where ranks have closed different numbers of windows."""
+    return (
+        f"ranks have stepped a different number of times ({_listed(heads, 'number')}): a step was skipped on some of them "
+        "only, and their parameters are not the same any more"
+    )
 
 
 def said(words: Sequence[Mapping[str, str]]) -> Iterator[str]:

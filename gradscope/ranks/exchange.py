@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gradscope.ranks.differences import uneven
 from gradscope.ranks.merged import Merged, own_squares
 from gradscope.ranks.numbers import Head, Row, as_vector, from_vector
 from gradscope.ranks.peers import Peers
@@ -28,6 +29,7 @@ class Exchange:
 
     Attributes:
         wait: backwards until the next exchange.
+        uneven: why ranks were not in the same window when they met last; empty where they were.
     """
 
     def __init__(self, peers: Peers, parameters: Sequence[ParameterInfo], *, one_copy: bool, gather: bool) -> None:
@@ -35,6 +37,7 @@ class Exchange:
         self.shapes = {info.name: info.shape for info in parameters}
         self.names = list(self.shapes)
         self.wait = 1
+        self.uneven = ""
         self._one_copy = one_copy
         self._usual = self._factor = 1 / peers.world
         self._words: list[dict[str, str]] = [{} for _ in range(peers.world)]
@@ -69,6 +72,7 @@ class Exchange:
         totals = Totals(heads, dict(zip(self.names, rows, strict=True)), self._one_copy, self._factor)
         ahead = {round(found.ahead) for found in heads}
         self.wait = max(ahead) if len(ahead) == 1 and max(ahead) else 1
+        self.uneven = uneven(heads) if len(ahead) > 1 else ""
         if ahead != {0}:
             return None
         if totals.comparable:

@@ -98,7 +98,7 @@ class Merged:
             index=index,
             samples=self.totals.samples,
             micro_steps=0,
-            weight_sq_sum=1.0,
+            weight_sq_sum=self.totals.weight_sq_sum,
             parameters={},
             coverage={name: Coverage("not measured", reason=text) for name in names},
             notices=(text, *said(self.words), *late),

@@ -242,7 +242,7 @@ class Ranks:
                 scale=scale,
                 problems={names[i]: text for i, text in opened.problems.items()},
                 adam={names[i]: state for i, state in adam.items()},
-                late=[],
+                late=[notice for notice in opened.notices if notice not in merged[0].share.words.values()],
             )
         text = self._why_alone(averaged, merged is not None)
         opened.notices.append(text)
@@ -258,6 +258,8 @@ class Ranks:
             return self._apart
         if self._averaging is None:
             return UNWRAPPED
+        if self._exchange is not None and self._exchange.uneven:
+            return self._exchange.uneven
         if merged or averaged:
             return AFTERWARDS
         return NOT_AVERAGED

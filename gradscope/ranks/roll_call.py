@@ -8,6 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+HERE, GONE = "watches", "gone"
+
 
 class RollCall:
     """Each rank's word that it watches the model, in the store of ``torch.distributed``.
@@ -20,27 +22,45 @@ class RollCall:
     """
 
     def __init__(self, settings: Iterable[object]) -> None:
-        digest = hashlib.blake2b("\n".join(map(str, settings)).encode(), digest_size=8).hexdigest()
         self._store: Any = dist.distributed_c10d._get_default_store()
-        # Ranks that watch several models of one kind watch them in the same order.
-        number = self._store.add(f"gradscope/{digest}/{dist.get_rank()}/scopes", 1)
-        self._key = f"gradscope/{digest}/{number}"
-        self._store.set(f"{self._key}/rank/{dist.get_rank()}", "watches")
+        self._rank = dist.get_rank()
+        kind = f"gradscope/{_digest(settings)}"
+        # Ranks that watch several models of one kind watch them in the same order. A number that some of them found themselves
+        # alone with is not used again by the others.
+        number = self._store.add(f"{kind}/scopes/{self._rank}", 1)
+        while self._store.check([f"{kind}/{number}/failed/{self._rank}"]):
+            number = self._store.add(f"{kind}/scopes/{self._rank}", 1)
+        self._key = f"{kind}/{number}"
+        self._left = ""
+        self._store.set(f"{self._key}/rank/{self._rank}", HERE)
 
     def complete(self, ranks: Sequence[int]) -> bool:
         """Whether all of these ranks watch the model with the same settings; the first that asks answers for all."""
-        key = f"{self._key}/decision/{ranks[0]}"
+        key = f"{self._key}/group/{_digest(ranks)}"
+        self._left = f"{key}/left"
         if self._store.add(f"{key}/asked", 1) == 1:
-            found = self._store.check([f"{self._key}/rank/{rank}" for rank in ranks])
+            found = all(self._watches(rank) for rank in ranks)
+            for rank in () if found else ranks:
+                self._store.set(f"{self._key}/failed/{rank}", "yes")
             self._store.set(key, "yes" if found else "no")
         answer: bytes = self._store.get(key)
         return answer == b"yes"
 
+    def _watches(self, rank: int) -> bool:
+        key = f"{self._key}/rank/{rank}"
+        return bool(self._store.check([key])) and bool(self._store.get(key) == HERE.encode())
+
     def leave(self) -> None:
         """Take no part any more."""
-        self._store.set(f"{self._key}/left", "yes")
+        self._store.set(f"{self._key}/rank/{self._rank}", GONE)
+        if self._left:
+            self._store.set(self._left, "yes")
 
     def left(self) -> bool:
         """Whether some rank has left."""
-        found: bool = self._store.check([f"{self._key}/left"])
+        found: bool = self._store.check([self._left])
         return found
+
+
+def _digest(parts: Iterable[object]) -> str:
+    return hashlib.blake2b("\n".join(map(str, parts)).encode(), digest_size=8).hexdigest()
