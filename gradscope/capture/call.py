@@ -124,7 +124,7 @@ class Call:
             return
         assumed = self.forward.ambiguous or (isinstance(layout, BatchDim) and not layout.measured)
         if self.plan.layouts.negligible:
-            assumed |= self.plan.layouts.outgrown(self.key, partial(largest, described))
+            assumed |= self.plan.layouts.outgrown(self.place, partial(largest, described))
         for name, leaf in leaves.items():
             contribution = described.get(name)
             if contribution is None:
@@ -152,14 +152,18 @@ class Call:
         return {name: leaf for name, leaf in self.plan.leaves.items() if leaf.wanted}
 
     @property
+    def place(self) -> tuple[object, ...]:
+        """What tells this kind of call, in a graph of this shape, from others."""
+        return self.forward.graph, self.key
+
+    @property
     def settled(self) -> bool:
         """Whether a dimension of the output is known to be that of the samples."""
-        return type(self.plan.layouts.known(self.key)) is BatchDim
+        return type(self.plan.layouts.known((self.recorder.graph, self.key))) is BatchDim
 
     def without_samples(self, output: Tensor) -> bool | None:
         """Whether the output has no batch dimension; None where only the graph can tell."""
-        known = self.plan.layouts.known(self.key)
-        if isinstance(known, NoSamples) and not known.mixed:
+        if self.plan.layouts.known((None, self.key)) is not None:
             return True
         if self.rule.rows == "leading" and self._lead(output) == 0:
             return True
@@ -168,11 +172,11 @@ class Call:
 
     def runs_once(self) -> None:
         """The graph shows that the output is shared by all samples."""
-        self.plan.layouts.remember(self.key, NoSamples(mixed=False), every_row_seen=True)
+        self.plan.layouts.remember((None, self.key), NoSamples(mixed=False), every_row_seen=True)
 
     def unsure(self, output: Tensor) -> bool:
-        """Whether tags are needed to know which of the output's rows belongs to which sample."""
-        known = self.plan.layouts.known(self.key)
+        """Whether it is not known which of the output's rows belongs to which sample, if the graph is the last one's."""
+        known = self.plan.layouts.known((self.recorder.graph, self.key))
         rows = output.shape[: self._lead(output)].numel()
         return known is None or (isinstance(known, Rows) and known.sample_of_row.numel() != rows)
 
@@ -206,7 +210,7 @@ class Call:
         limit = negligible_below(self.forward, leaves, described)
         if limit is None:
             return None
-        self.plan.layouts.remember_negligible(self.key, guess, limit)
+        self.plan.layouts.remember_negligible(self.place, guess, limit)
         return described
 
     def _no_samples(self, layout: NoSamples, leaves: dict[str, Leaf]) -> None:
@@ -227,7 +231,7 @@ class Call:
         if grad.numel() == 0:
             return
         if self.tagged is None:
-            every_row = self.key in self.plan.layouts.every_row
+            every_row = self.place in self.plan.layouts.every_row
             lead, n = self._lead(grad), self.forward.samples
             self.tagged = TaggedRows(grad, lead, n, self.recorder.generator, every_row=every_row)
         else:
@@ -235,7 +239,7 @@ class Call:
 
     def _layout(self, grad: Tensor) -> Layout:
         if self.forward.tags is None:
-            known = self.plan.layouts.known(self.key)
+            known = self.plan.layouts.known(self.place)
             if (
                 type(known) is BatchDim
                 and known.dim < self._lead(grad)
@@ -254,13 +258,14 @@ class Call:
         self.tagged = None
         if tags is not None and tagged is not None and self.forward.distinct:
             layout, numbers = tagged.layout(grad, tags, candidates, self.forward.precision(grad.dtype))
-            self.plan.layouts.learn(self.key, layout, numbers)
+            self.forward.unsettled |= not self.plan.layouts.learn(self.place, layout, numbers)
             return layout
-        known = self.plan.layouts.known(self.key)
+        known = self.plan.layouts.known(self.place)
         if isinstance(known, NoSamples) or (isinstance(known, Rows) and known.sample_of_row.numel() == lead.numel()):
             return known
         if isinstance(known, BatchDim) and known.dim < len(lead) and lead[known.dim] == n:
             return known
+        self.forward.unsettled = True
         return BatchDim(candidates[0]) if candidates else NoSamples(mixed=False)
 
     def _describe(self, grad: Tensor, layout: Layout) -> dict[str, Contribution]:

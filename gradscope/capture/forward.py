@@ -59,7 +59,7 @@ class Forward:
         frontier: the autograd node and output number of the last call with a batch dimension, until the forward ends.
         differentiated: its gradients were taken with ``create_graph``, and may be part of the loss.
         distinct: whether the tags tell every sample from every other (random signs do not).
-        wants_tags: whether some call's layout is not known yet.
+        wants_tags: whether layouts in a graph of this shape are not known yet, or may change.
         mixing: modules that are known to mix samples; mixed: layers whose rows fit no sample.
         done: its micro-step has been finished.
     """
@@ -97,6 +97,7 @@ class Forward:
         "through",
         "unbatched",
         "uncovered",
+        "unsettled",
         "uses",
         "waiting",
         "wants_tags",
@@ -139,6 +140,8 @@ class Forward:
         self.ambiguous = False
         #: What the graph looks like: a layout that was measured holds for graphs of one shape.
         self.graph: object = None
+        #: The layout of some call that a gradient reached is not known yet: graphs of this shape are tagged again.
+        self.unsettled = False
 
     def precision(self, dtype: torch.dtype) -> torch.dtype:
         """The lowest precision that a gradient of this dtype may have gone through on its way from the output."""

@@ -160,8 +160,6 @@ class Forwarding:
         if not recomputed and (without or (without is None and (self.recorder.guarding or call.unsure(output)))):
             made = Made(output.grad_fn, output.output_nr, output.shape)
             forward.unbatched.append((call, made, bool(without)))
-        if call.unsure(output):
-            forward.wants_tags = True
         output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
 
     def _hook_recomputed(
@@ -172,10 +170,8 @@ class Forwarding:
         if len(tensors) > 1:
             # One output may come from another (an LSTM cell's h from its c); hooks on aliases see each one's own share.
             output = pytree.tree_map(_alias, output)
-        if not plan.checked:
-            forward.wants_tags = True
-            if torch._C._current_graph_task_id() == -1:
-                forward.recomputed.append(call)
+        if not plan.checked and torch._C._current_graph_task_id() == -1:
+            forward.recomputed.append(call)
         for which, tensor in enumerate(outputs_of(output)):
             if tensor.requires_grad:
                 tensor.register_hook(Hook(self.recorder.shielded(_Numbered(call.on_grad, which)), self.recorder))

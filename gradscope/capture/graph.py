@@ -40,16 +40,43 @@ _MOVERS = {
 }  # fmt: skip
 
 
+#: What these operators do to the order of rows is in their settings alone.
+_SETTINGS = {
+    "RollBackward0": ("_saved_shifts", "_saved_dims"),
+    "FlipBackward0": ("_saved_dims",),
+    "TransposeBackward0": ("_saved_dim0", "_saved_dim1"),
+    "PermuteBackward0": ("_saved_dims",),
+    "NativeBatchNormBackward0": ("_saved_training",),
+    "CudnnBatchNormBackward0": ("_saved_training",),
+    "MiopenBatchNormBackward0": ("_saved_training",),
+}
+
+
+def _kind_of(node: Any, samples: int) -> object:
+    """What a node does, as far as it may decide whose rows are where."""
+    kind = node.name()
+    names = _SETTINGS.get(kind)
+    if names is not None:
+        return (kind, *[getattr(node, name, None) for name in names])
+    if kind == "SliceBackward0":
+        dim = node._saved_dim
+        if node._saved_self_sym_sizes[dim] == samples:
+            # Batches that are cut and put together again.
+            return kind, dim, node._saved_start, node._saved_end
+    return kind
+
+
 class Graph:
     """Consumers of every node that the outputs reach.
 
     Args:
         outputs: the nodes to start from.
         batch_dim: dimension along which samples are likely to lie.
+        samples: n.
         whole: whether nodes that nobody described may be run again, sample by sample.
     """
 
-    def __init__(self, outputs: Iterable[Any], batch_dim: int, *, whole: bool = False) -> None:
+    def __init__(self, outputs: Iterable[Any], batch_dim: int, samples: int, *, whole: bool = False) -> None:
         self.batch_dim = batch_dim
         self.whole = whole
         self.consumers: dict[Any, list[tuple[Any, int]]] = {}
@@ -65,8 +92,7 @@ class Graph:
             if node in seen:
                 continue
             seen.add(node)
-            kind = node.name()
-            kinds.append((kind, node._saved_training) if hasattr(node, "_saved_training") else kind)
+            kinds.append(_kind_of(node, samples))
             for operand, (source, _) in enumerate(node.next_functions):
                 if source is None:
                     continue

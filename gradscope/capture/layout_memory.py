@@ -16,6 +16,9 @@ Key = tuple[object, ...]
 #: Row orders that are remembered until they are seen again.
 MOST = 256
 
+#: Calls whose layouts are remembered, over graphs of all shapes.
+LIMIT = 4096
+
 #: How much squared norms may grow before a layout that did not matter counts as not known.
 ROOM = 100.0
 
@@ -41,8 +44,8 @@ class LayoutMemory:
         """The layout of calls of this kind, or None."""
         return self._known.get(key)
 
-    def learn(self, key: Key, layout: Layout, rows: Tensor) -> None:
-        """Note a layout measured on rows' numbers ``[R, k]``.
+    def learn(self, key: Key, layout: Layout, rows: Tensor) -> bool:
+        """Note a layout measured on rows' numbers ``[R, k]``; whether it is known from now on.
 
         A gradient that is not finite teaches nothing, nor does one that is zero in nearly all rows (a head that begins at zero):
         nothing fits every layout.
@@ -51,17 +54,22 @@ class LayoutMemory:
             self._known.pop(key, None)
             if len(self.every_row) < MOST:
                 self.every_row.add(key)
-            return
+            return False
         size = rows.abs().sum(1)
         if not bool(size.isfinite().all()):
-            return
+            return False
         seen = int((size > 0).sum())
         if seen >= 2 and 10 * seen >= size.numel():
             self.remember(key, layout, seen == size.numel())
+            return key in self._known
+        return False
 
     def remember(self, key: Key, layout: Layout, every_row_seen: bool) -> None:
         """Note a measured layout."""
         self.negligible.pop(key, None)
+        if len(self._known) >= LIMIT:
+            # Graphs that never come again.
+            self._known.pop(next(iter(self._known)))
         if not isinstance(layout, Rows):
             self._known[key] = layout
             return

@@ -108,6 +108,7 @@ class OperatorUse:
                 return
         if layout.settled:
             # The next forward looks further on.
+            self.forward.unsettled = True
             self.recorder.layouts.rejected.setdefault(self.key[1], set()).add(self.meeting.place)
         self._withhold(f"where it meets the samples ({self.meeting.name}), rows do not belong to single samples")
 
@@ -168,9 +169,10 @@ class OperatorUse:
         self.tagged = None
         if tags is not None and tagged is not None and self.forward.distinct:
             layout, numbers = tagged.layout(rows, tags, candidates, self.forward.precision(rows.dtype))
-            memory.learn((*self.key, lead, n), layout, numbers)
+            self.forward.unsettled |= not memory.learn((*self.key, lead, n), layout, numbers)
             return layout
         known = memory.known((*self.key, lead, n))
+        self.forward.unsettled |= known is None
         return self._guess() if known is None else known
 
     def _at_target(self, contribution: Contribution) -> dict[str, Contribution]:

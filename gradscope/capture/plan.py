@@ -21,7 +21,7 @@ class Plan:
         recompute: whether the module alone can be recomputed sample by sample.
         reason: why there is no closed form, in words; and why no recomputation either, if so.
         layouts: what tags have shown of its calls.
-        checked: whether tags have confirmed the layout of a recomputed module.
+        checked: graphs in which tags have confirmed the layout of a recomputed module.
         by_operators: the operators that consume its parameters describe them, so that nothing need be recomputed.
     """
 
@@ -39,5 +39,5 @@ class Plan:
         if self.rule is LINEAR and weight is not None and bias is not None:
             bias.weight = weight
         self.layouts = LayoutMemory()
-        self.checked = False
+        self.checked: set[object] = set()
         self.by_operators = False

@@ -108,6 +108,7 @@ class RecomputedCall:
             self._check_tags(args, kwargs)
             found = self._recompute(list(leaves), args, kwargs)
         except _Interacting:
+            self.plan.checked.discard(self.forward.graph)
             self.forward.mixed.append(self.plan.name)
             for leaf in leaves.values():
                 step.withhold(leaf, "samples interact after this layer", spoiled=True, second_pass=self.above)
@@ -118,6 +119,7 @@ class RecomputedCall:
                 step.withhold(leaf, self._failed(error), spoiled=spoiled, second_pass=self.above)
             return
         finally:
+            self.forward.unsettled |= self.forward.graph not in self.plan.checked
             self.grads = [None] * len(self.grads)
             self.tagged = [None] * len(self.tagged)
             self.kept.release()
@@ -126,7 +128,7 @@ class RecomputedCall:
             dtype = self.autocast[2] if self.autocast[1] else found[name].dtype
             rule = f"recomputed {self.plan.name or 'the whole model'}" if self.above else "recomputed"
             step.add(leaf, Dense(found[name]), rule, uses=uses, last=True, dtype=dtype, second_pass=self.above)
-            step.of(leaf).assumed |= self.forward.ambiguous or not self.plan.checked
+            step.of(leaf).assumed |= self.forward.ambiguous or self.forward.graph not in self.plan.checked
 
     def _failed(self, error: BaseException) -> str:
         if self.above:
@@ -156,7 +158,7 @@ class RecomputedCall:
                 return
             if not fits:
                 raise _Interacting
-        self.plan.checked = True
+        self.plan.checked.add(self.forward.graph)
 
     def _see_tags(self, which: int, grad: Tensor) -> None:
         seen = self.tagged[which]
@@ -182,7 +184,7 @@ class RecomputedCall:
         row_tags = tags[sample_of_packed_row(packed).to(tags.device)]
         if not tagged.fits_rows(plain, row_tags, TOLERANCE.get(plain.dtype, 1e-3)):
             raise _Interacting
-        self.plan.checked = True
+        self.plan.checked.add(self.forward.graph)
 
     def _recompute(self, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         packed = self._packed(args, kwargs)

@@ -79,7 +79,7 @@ class SecondPass:
         for calls in forward.above.values():
             for call in calls:
                 if call.chosen:
-                    forward.wants_tags |= not call.plan.checked
+                    forward.wants_tags |= forward.graph not in call.plan.checked
                 else:
                     call.drop()
             calls.clear()

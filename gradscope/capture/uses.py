@@ -30,8 +30,9 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
     raw = [leaf for leaf in recorder.leaves if leaf.wanted and not forward.uses.get(leaf.index)]
     shared = [leaf for leaf in recorder.leaves if leaf.wanted and leaf.index in recorder.functional]
     options = recorder.options
-    graph = Graph((tensor.grad_fn for tensor in outputs), options.batch_dim, whole=options.second_pass)
-    forward.graph = (graph.kind, forward.samples)
+    nodes = (tensor.grad_fn for tensor in outputs)
+    graph = Graph(nodes, options.batch_dim, forward.samples, whole=options.second_pass)
+    forward.graph = recorder.graph = (graph.kind, forward.samples)
     foreign = graph.foreign()
     if foreign and not options.second_pass:
         # Its backward may free or overwrite what it saved: run twice, it could end or change the user's training.
@@ -102,8 +103,10 @@ def _hook_leaf(
         return
     forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + len(meetings)
     for number, meeting in enumerate(meetings):
-        use = OperatorUse(recorder, forward, meeting, leaf, None, ("operator", leaf.index, number, meeting.place))
-        _hang(recorder, forward, use, meeting.node)
+        use = OperatorUse(
+            recorder, forward, meeting, leaf, None, ("operator", leaf.index, number, meeting.place, forward.graph)
+        )
+        _hang(recorder, use, meeting.node)
 
 
 def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Call, output: Made) -> None:
@@ -120,12 +123,10 @@ def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Ca
         forward.uses[leaf.index] += len(meetings) - 1
     made_by = GradientEdge(node, output.output_nr)
     for number, meeting in enumerate(meetings):
-        key = ("operator", call.plan.name, *call.key, number, meeting.place)
+        key = ("operator", call.plan.name, *call.key, number, meeting.place, forward.graph)
         use = OperatorUse(recorder, forward, meeting, call, made_by, key)
-        _hang(recorder, forward, use, meeting.node)
+        _hang(recorder, use, meeting.node)
 
 
-def _hang(recorder: Recorder, forward: Forward, use: OperatorUse, node: Any) -> None:
-    if recorder.layouts.known((*use.key, use.meeting.lead, forward.samples)) is None:
-        forward.wants_tags = True
+def _hang(recorder: Recorder, use: OperatorUse, node: Any) -> None:
     node.register_prehook(Hook(recorder.shielded(use.on_node), recorder))
