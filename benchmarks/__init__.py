@@ -1,0 +1,1 @@
+"""Programs that measure gradscope: run from the repository, not installed."""

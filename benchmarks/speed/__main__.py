@@ -1,0 +1,7 @@
+"""The program's entry."""
+
+import sys
+
+from benchmarks.speed.cli import main
+
+sys.exit(main())
