@@ -189,7 +189,8 @@ class Scope:
         self._check_open()
         if every is not None:
             _positive("every", every)
-        self._session.outlets.add(target, self._session.parameters, every, depth)
+        if not self._session.silent:
+            self._session.outlets.add(target, self._session.parameters, every, depth)
 
     # -- state --------------------------------------------------------------------------------------------------------
 

@@ -21,12 +21,13 @@ from gradscope.capture.optimizers import StepWatch, check_optimizers, scale_of, 
 from gradscope.capture.options import Options
 from gradscope.capture.recorder import SEED, Recorder
 from gradscope.coverage import NORMALIZATION_ONLY
+from gradscope.errors import InvalidArgumentError
 from gradscope.history import History
 from gradscope.increments import IncrementRecorder, IncrementWindow
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
-from gradscope.ranks import LEVELS, Head, Ranks, distributed
+from gradscope.ranks import LEVELS, PARTS_ONLY, Head, Ranks, directions, distributed
 
 IGNORED = "ignored, as asked"
 SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
@@ -60,9 +61,11 @@ class Session:
         self._stepped: set[int] = set()
         self.ranks: Ranks | None = None
         #: Which random directions the parameters' probes have; -1 where each rank has its own.
-        self._directions = -1
+        self._directions = self._drawn = -1
         leaves = find_parameters(model)
         check_optimizers(optimizers, leaves)
+        if options.capture is False and any(leaf.sharded for leaf in leaves):
+            raise InvalidArgumentError(f"watch: capture=False cannot work for {leaves[0].info.name!r}: {PARTS_ONLY}.")
         self._ignored = find_ignored(model, leaves, ignore)
         self._build()
         self._watch = StepWatch(optimizers, self.before_step, self._after_step, self.recorder)
@@ -92,8 +95,8 @@ class Session:
 
     def _same_directions(self) -> None:
         """Random directions that are the same on all ranks, so that probes can be added up."""
-        self._directions = self.history.index
-        generator = torch.Generator().manual_seed(SEED + self._directions)
+        self._drawn, self._directions = self.history.index, directions(self.history.index)
+        generator = torch.Generator().manual_seed(SEED + self._drawn)
         for leaf in self.recorder.leaves:
             leaf.probe = None
             if leaf.wanted:
@@ -132,6 +135,7 @@ class Session:
             asked = set(normalization_leaves(self.model, leaves))
         for leaf in leaves:
             leaf.ignored = "" if leaf.index in asked else NORMALIZATION_ONLY
+            leaf.ignored = PARTS_ONLY if leaf.sharded and self.options.capture is False else leaf.ignored
             leaf.ignored = IGNORED if leaf.info.name in self._ignored else leaf.ignored
         self.parameters = [leaf.info for leaf in leaves]
         self._signature = signature(self.model)
@@ -160,6 +164,11 @@ class Session:
         self._watch.close()
         self._stepped.clear()
         self._watch = StepWatch(optimizers, self.before_step, self._after_step, self.recorder)
+
+    @property
+    def silent(self) -> bool:
+        """Whether another rank writes and prints for all."""
+        return self.ranks is not None and torch.distributed.get_rank() != 0
 
     @property
     def measuring(self) -> bool:
@@ -251,8 +260,6 @@ class Session:
             own, self.ranks.seconds = own + self.ranks.seconds, 0.0
         overhead = own / max(now - self._started - own, 1e-9)
         self.history.add(window, overhead)
-        if self.ranks is not None and not self.ranks.speaks:
-            return
         for write in self.outlets.writes(window, overhead, lambda: self.history.report(self.parameters)):
             self._safely(write)
 
@@ -271,6 +278,8 @@ class Session:
         self.recorder.leave()
         self._build()
         self._await_ranks()
+        if self.options.capture is False and any(leaf.sharded for leaf in self.recorder.leaves):
+            self.history.warn(PARTS_ONLY)
         self._safely(partial(self.outlets.declare, self.parameters))
 
     def switch(self) -> None:
@@ -286,9 +295,10 @@ class Session:
                 leaf.probe = None
             self._await_ranks()
         else:
-            # Ranks compare their probes in guard windows only.
+            which = self.history.measured
+            self._directions = directions(self._drawn, which) if self._drawn >= 0 else -1
             for leaf in recorder.leaves:
-                leaf.narrow(self.history.measured)
+                leaf.narrow(which)
         recorder.attach()
 
     def _safely(self, function: Callable[[], Any]) -> None:

@@ -15,6 +15,10 @@ from gradscope.ranks.peers import Peers
 from gradscope.ranks.shard import split
 
 JOINED = "inside join() the ranks that have run out of inputs could not answer, so that nothing was merged"
+PARTS_ONLY = (
+    "each rank holds only a part of it (fully_shard), and what a micro-step adds to the whole is seen nowhere but inside its "
+    "layer: use capture=True"
+)
 SPLIT = "parameters are split over several device meshes (tensor parallelism), which gradscope cannot merge"
 
 

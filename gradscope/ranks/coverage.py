@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 
 import torch
@@ -23,6 +23,9 @@ UNEQUAL = (
 
 #: A larger relative difference than this between the reduced gradient and the ranks' is no rounding of what was sent.
 NOT_ROUNDING = 2e-2
+
+#: Where some parameter's differs by more, the others' must be better than this: a random direction may be blind to a difference.
+CERTAINLY_RIGHT = 1e-3
 
 
 def merged_coverage(
@@ -48,7 +51,7 @@ def merged_coverage(
     if totals.comparable:
         off = totals.off(row)
         error = off if error != error else max(error, off)
-        if not off <= NOT_ROUNDING:
+        if not off <= (NOT_ROUNDING if totals.furthest <= NOT_ROUNDING else CERTAINLY_RIGHT):
             text = f"the reduced gradient differs from what the ranks computed by {off:.1e} (a communication hook?)"
             return Coverage("mismatch", own.rule, text, error)
     if row.mismatch:
@@ -77,16 +80,12 @@ def _reason(own: Coverage, name: str, words: Sequence[Mapping[str, str]]) -> str
     return f"on {on(ranks)}: {words[ranks[0]][name]}" if ranks else "another rank could not measure it"
 
 
-def rounded(names: Sequence[str], totals: Totals, dtypes: Mapping[str, torch.dtype]) -> str:
-    """What is said where the reduced gradients have fewer digits than those that were reduced; else empty."""
-    if not totals.comparable:
-        return ""
-    found = [
-        totals.off(totals.rows[name])
-        for name in names
-        if name in dtypes and totals.rows[name].arrived and not totals.rows[name].unreduced
-    ]
-    limits = [allowed(dtypes[name], 1) for name in names if name in dtypes]
-    if not found or max(found) <= max(limits) or max(found) > NOT_ROUNDING:
-        return ""
-    return f"gradients were rounded on their way between ranks, by up to {max(found):.1e} (a communication hook?)"
+def rounded(totals: Totals, coarsest: torch.dtype) -> Iterator[str]:
+    """What is said where the reduced gradients have fewer digits than those that were reduced.
+
+    Args:
+        totals: of the window.
+        coarsest: precision of the gradients.
+    """
+    if totals.comparable and allowed(coarsest, 1) < totals.furthest <= NOT_ROUNDING:
+        yield f"gradients were rounded on their way between ranks, by up to {totals.furthest:.1e} (a communication hook?)"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.coverage import Coverage
-from gradscope.ranks.coverage import BY_RANKS, merged_coverage
+from gradscope.ranks.coverage import BY_RANKS, merged_coverage, rounded
 from gradscope.ranks.differences import differences, on, said
 from gradscope.ranks.share import Share
 from gradscope.ranks.totals import Totals
@@ -88,7 +88,11 @@ class Merged:
             coverage=coverage,
             weights=self._share_of_weight(),
             ids=self._ids(),
-            notices=tuple(dict.fromkeys([*differences(totals, self.usual), *said(self.words), *late])),
+            notices=tuple(
+                dict.fromkeys(
+                    [*differences(totals, self.usual), *rounded(totals, self.share.dtype), *said(self.words), *late]
+                )
+            ),
         )
 
     def _failed(self, index: int, ranks: Sequence[int], late: Sequence[str]) -> Window:

@@ -9,6 +9,22 @@ import torch
 from torch import Tensor
 
 
+def directions(drawn: int, which: int | None = None) -> int:
+    """A number for the random directions of a window's probes: equal numbers mean equal directions on all ranks.
+
+    Args:
+        drawn: index of the window in which both were drawn.
+        which: of an ordinary window, which looks along one of them only; None in a guard window.
+    """
+    return 4 * drawn + (2 if which is None else which % 2)
+
+
+def looks(number: float) -> slice:
+    """Which of two probes belong to such a number."""
+    kind = round(number) % 4
+    return slice(0, 2) if kind == 2 else slice(kind, kind + 1)
+
+
 class Head(NamedTuple):
     """A rank's own numbers; each rank has a place of its own for them.
 

@@ -121,13 +121,6 @@ class Ranks:
         return self._averaging
 
     @property
-    def speaks(self) -> bool:
-        """Whether this rank prints and writes: one of all does."""
-        if self._apart or self._averaging is None:
-            return True
-        return self._averaging.peers.rank == 0
-
-    @property
     def averages(self) -> bool:
         """Whether the backward of the forward seen last averages gradients over ranks."""
         return self._seen and self._averaging is not None and self._averaging.now

@@ -11,7 +11,8 @@ from torch import Tensor
 from gradscope.accumulator import OpenWindow
 from gradscope.contributions.precision import squared_norm
 from gradscope.moments.leaf import Leaf
-from gradscope.ranks.numbers import Head, Row
+from gradscope.moments.microstep import coarsest
+from gradscope.ranks.numbers import Head, Row, looks
 from gradscope.ranks.shard import part_of, replicas
 from gradscope.window import Window
 from gradscope.window_sums import second_moment
@@ -37,6 +38,7 @@ class Share:
         grads: per parameter name, the reduced gradient of this window, where elementwise moments are wanted.
         moments: likewise ``Σ|hᵢ|²`` of this rank's samples.
         words: what it has to say.
+        dtype: the coarsest precision among the gradients.
     """
 
     head: Head
@@ -45,6 +47,7 @@ class Share:
     grads: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     words: Mapping[str, str]
+    dtype: torch.dtype = torch.float64
 
 
 def share_of(opened: OpenWindow, window: Window, names: Sequence[str], head: Head) -> Share:
@@ -57,8 +60,7 @@ def share_of(opened: OpenWindow, window: Window, names: Sequence[str], head: Hea
         head: index, ahead and directions; the rest is filled in here.
     """
     leaves = {leaf.info.name: leaf for leaf in opened.leaves}
-    probed = head.directions >= 0
-    measured = _Numbers(opened, probed)
+    measured = _Numbers(opened, head.directions)
     for name in names:
         if name in leaves and leaves[name].index in opened.arrived:
             measured.add(leaves[name])
@@ -78,7 +80,11 @@ def share_of(opened: OpenWindow, window: Window, names: Sequence[str], head: Hea
     grads = {name: opened.grads[leaf.index] for name, leaf in leaves.items() if leaf.index in opened.grads}
     moments = {name: total for name in grads if (total := second_moment(opened.steps, leaves[name].index)) is not None}
     rows = [row._replace(moments=float(name in moments)) for name, row in zip(names, rows, strict=True)]
-    return Share(head, rows, window, grads, moments, words)
+    arrivals = [record.arrival for step in opened.steps for record in step.measured.values()]
+    dtype = coarsest(
+        torch.float64, *{arrival.dtype for arrival in arrivals if arrival is not None and not arrival.dtype.is_complex}
+    )
+    return Share(head, rows, window, grads, moments, words, dtype)
 
 
 def _weights(weights: Tensor | None, samples: int) -> Tensor:
@@ -124,11 +130,11 @@ class _Numbers:
 
     Args:
         opened: the window.
-        probed: whether its probes have the directions of all ranks.
+        directions: of its probes; negative where they are not those of other ranks.
     """
 
-    def __init__(self, opened: OpenWindow, probed: bool) -> None:
-        self.opened, self.probed = opened, probed
+    def __init__(self, opened: OpenWindow, directions: float) -> None:
+        self.opened, self.probed, self._looks = opened, directions >= 0, looks(directions)
         self.indices: list[int] = []
         self.values: list[Tensor] = []
 
@@ -146,9 +152,9 @@ class _Numbers:
         numbers = torch.stack([part_sq, grad_sq])
         if self.probed:
             here = [one.probe for one in known if one.probe.dim() == 1]
-            both = [_four(sum(here[1:], here[0])) if here else numbers.new_zeros(4), numbers.new_zeros(4)]
+            both = [self._four(sum(here[1:], here[0])) if here else numbers.new_zeros(4), numbers.new_zeros(4)]
             if grad is not None and leaf.probe is not None and grad.numel():
-                both[1] = _four(part_of(leaf.probe, leaf, grad).of(grad.detach())) / replicas(leaf)
+                both[1] = self._four(part_of(leaf.probe, leaf, grad).of(grad.detach())) / replicas(leaf)
             numbers = torch.cat([numbers, *both])
         self.indices.append(leaf.index)
         self.values.append(numbers)
@@ -162,9 +168,9 @@ class _Numbers:
         rows = torch.stack(values).tolist()
         return {i: tuple(row) if self.probed else (*row, *[0.0] * 8) for i, row in zip(self.indices, rows, strict=True)}
 
-
-def _four(probes: Tensor) -> Tensor:
-    """Real and imaginary parts of two probes, float64."""
-    if probes.is_complex():
-        return torch.view_as_real(probes).reshape(-1).double()
-    return torch.stack([probes.double(), torch.zeros_like(probes, dtype=torch.float64)], 1).reshape(-1)
+    def _four(self, probes: Tensor) -> Tensor:
+        """Real and imaginary parts of two probes, float64; zeros for one that is not looked along."""
+        probes = probes[self._looks] if probes.numel() == 2 else probes
+        four = torch.zeros(2, 2, dtype=torch.float64, device=probes.device)
+        four[: probes.numel()] = torch.view_as_real(probes.to(torch.complex128))
+        return four.reshape(-1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from gradscope.ranks.numbers import Head, Row
+from gradscope.ranks.numbers import Head, Row, looks
 
 #: Relative difference of two ranks' squared norms of one gradient that is no rounding: what is reduced is the same, bit for bit.
 UNEQUAL = 1e-5
@@ -75,10 +75,17 @@ class Totals:
         """Relative difference between the reduced gradient and ``factor`` times the sum of what the ranks computed."""
         copies = self.copies(row)
         rest = [self.factor * here - reduced / copies for here, reduced in zip(row.here, row.reduced, strict=True)]
-        # The mean over two random directions estimates the square of the whole difference.
-        difference = sqrt(sum(x * x for x in rest) / 2)
+        # The mean over random directions estimates the square of the whole difference.
+        number = 2 if looks(self.heads[0].directions) == slice(0, 2) else 1
+        difference = sqrt(sum(x * x for x in rest) / number)
         typical = max(sqrt(max(self.grad_sq(row), 0.0)), self.factor * sqrt(max(row.part_sq, 0.0)), 1e-6 * self.whole)
         return difference / typical if typical else 0.0
+
+    @property
+    def furthest(self) -> float:
+        """The largest ``off`` of all parameters that were reduced; NaN counts as infinite."""
+        found = [self.off(row) for row in self.rows.values() if row.arrived and not row.unreduced]
+        return max((off if off == off else float("inf") for off in found), default=0.0)
 
     @property
     def whole(self) -> float:
