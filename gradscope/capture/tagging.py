@@ -104,6 +104,7 @@ class OutputHook:
         node: Any = torch._C._current_autograd_node()
         # Where nothing can add to them any more, sums become numbers as they come: all at once would be one more gradient.
         alone = forward.outputs == 1 and recorder.same_samples is None and not recorder.more_backwards()
+        alone = alone and not forward.signed
         sums = SignedSums(leaves, reduce=alone)
         recorder.tagging = forward
         forward.starts_at = self.which
