@@ -52,6 +52,7 @@ class Forward:
         above: names of modules that a second pass may recompute; their calls, until the forward ends.
         second: parameters that a second pass describes.
         packs: whether hooks on saved tensors (activation checkpoints) were in force in some layer.
+        keeps: layers whose calls kept their inputs; a checkpoint has to keep them again, whatever was learnt since.
         made: per call, its output's node, its inputs' nodes and its parameters, until the forward ends.
         interacting: those parameters among them after which samples interact.
         uncovered: per parameter index, why one of its uses cannot be described.
@@ -77,6 +78,7 @@ class Forward:
         "frontier",
         "graph",
         "interacting",
+        "keeps",
         "made",
         "mixed",
         "mixing",
@@ -126,6 +128,7 @@ class Forward:
         self.second: set[int] = set()
         self.packs = False
         self.interacting: set[int] = set()
+        self.keeps: set[str] = set()
         self.made: list[tuple[Any, list[Any], list[int]]] = []
         self.seen: list[weakref.ref[Tensor]] = []
         self.uncovered: dict[int, str] = {}

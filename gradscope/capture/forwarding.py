@@ -64,7 +64,7 @@ class Forwarding:
     def after_layer(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of a layer that owns parameters."""
         if self.recorder.tagging is not None:
-            return self._keep_likewise(plan, args, kwargs, output)
+            return self._keep_likewise(self.recorder.tagging, plan, args, kwargs)
         if not torch.is_grad_enabled():
             self._expect(plan)
             return None
@@ -89,11 +89,12 @@ class Forwarding:
         if forward.samples == 1:
             # All that arrives at a parameter is the only sample's.
             return None
+        if in_backward and self._is_repeated(forward, plan):
+            return self._keep_likewise(forward, plan, args, kwargs)
         if not self._describes(plan, tensors):
             return None
-        if in_backward and self._is_repeated(forward, plan):
-            return self._keep_likewise(plan, args, kwargs, output)
         if not in_backward:
+            forward.keeps.add(plan.name)
             for leaf in leaves:
                 forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
             single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
@@ -104,10 +105,10 @@ class Forwarding:
             return None
         return self._hook_recomputed(plan, forward, args, kwargs, output, tensors)
 
-    def _keep_likewise(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """A checkpoint is recomputed for an inner backward: it must save as many tensors as in the forward, ours included."""
-        tensors = [t for t in outputs_of(output) if t.requires_grad]
-        if tensors and any(leaf.wanted for leaf in plan.leaves.values()) and self._describes(plan, tensors):
+    @staticmethod
+    def _keep_likewise(forward: Forward, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A checkpoint is recomputed: it must save as many tensors as in the forward, ours included."""
+        if plan.name in forward.keeps and torch.is_grad_enabled():
             Kept((args, kwargs) if plan.rule is None else as_positional(plan.module, args, kwargs))
 
     def _expect(self, plan: Plan) -> None:
