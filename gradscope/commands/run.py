@@ -30,10 +30,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print a line each N measured windows; 0 for none (default: 100)",
     )  # fmt: skip
     parser.add_argument(
-        "--log", metavar="FILE", help="write a run log, for `gradscope top FILE` and `gradscope report FILE`"
+        "--log",
+        "--run-log",
+        metavar="FILE",
+        help="write a run log, for `gradscope top FILE` and `gradscope report FILE`; torchrun takes --log for one of its own "
+        "options, and lets --run-log pass",
     )
     parser.add_argument(
-        "--depth", type=not_negative, default=0, metavar="D", help="open folded layers D levels deep (default: 0)"
+        "--depth",
+        type=not_negative,
+        metavar="D",
+        help="open folded layers D levels deep (default: until there are several)",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but what went wrong")
     parser.add_argument(

@@ -72,7 +72,6 @@ class Attaching:
         self._settled: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._passed: weakref.WeakSet[Module] = weakref.WeakSet()
-        self._seen = 0
 
     def begin(self) -> None:
         """Look out for optimizers."""
@@ -87,6 +86,7 @@ class Attaching:
 
     def _made(self) -> None:
         self.optimizers_made = True
+        self._passed.clear()
         self._safely(self._entrance.open)
 
     # -- a module is called -------------------------------------------------------------------------------------------
@@ -103,10 +103,12 @@ class Attaching:
             self._safely(lambda: self._consider(module))
 
     def _consider(self, module: Module) -> None:
-        if len(known := self._optimizers.all()) != self._seen:
-            self._seen = len(known)
-            self._passed.clear()
+        known = self._optimizers.all()
         waiting = [optimizer for optimizer in known if optimizer not in self._settled]
+        for watched in self._alive():
+            for optimizer in waiting:
+                if watched.parameters & stepped_by(optimizer).keys():
+                    watched.add(optimizer)
         own = held_by(module)
         if any(own & stepped_by(optimizer).keys() for optimizer in waiting):
             self._attach(self._whole(module, own, waiting), known)
@@ -125,12 +127,10 @@ class Attaching:
     def _attach(self, module: Module, known: list[Optimizer]) -> None:
         own = held_by(module)
         optimizers = [optimizer for optimizer in known if own & stepped_by(optimizer).keys()]
-        for earlier in [watched for watched in self.watched if watched.model is not None]:
+        for earlier in self._alive():
             if not earlier.parameters & own:
                 continue
             if own <= earlier.parameters or earlier.model is module:
-                for optimizer in optimizers:
-                    earlier.add(optimizer)
                 return
             # A part of it was called by itself before.
             earlier.end()
@@ -182,12 +182,13 @@ class Attaching:
         own = held_by(module)
         self._settled.update(o for o in self._optimizers.all() if own & stepped_by(o).keys())
 
+    def _alive(self) -> list[Watched]:
+        """The watched models that the script still has."""
+        return [watched for watched in self.watched if watched.model is not None]
+
     def _settle(self, waiting: list[Optimizer]) -> None:
         """Optimizers all of whose tensors are watched need no further looking for."""
-        covered: set[int] = set()
-        for watched in self.watched:
-            if watched.model is not None:
-                covered |= watched.parameters
+        covered = {key for watched in self._alive() for key in watched.parameters}
         for optimizer in waiting:
             if stepped_by(optimizer).keys() <= covered:
                 self._settled.add(optimizer)
@@ -228,8 +229,8 @@ class Attaching:
     def give_way(self, module: Module) -> None:
         """The script itself watches this model: let go of it."""
         own = held_by(module)
-        for watched in list(self.watched):
-            if watched.model is not None and watched.parameters & own:
+        for watched in self._alive():
+            if watched.parameters & own:
                 watched.end()
                 self.watched.remove(watched)
                 self.left_alone = True

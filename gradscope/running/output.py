@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from gradscope.report import Report
 from gradscope.reporter import log_line, render
 from gradscope.reporter.glyphs import ASCII, Glyphs, glyphs_for
 from gradscope.running.watched import Watched
@@ -24,12 +25,12 @@ class Output:
     Args:
         stream: where to; what the script makes of ``sys.stderr`` later does not matter.
         lines: a line each so many measured windows; 0 is none.
-        depth: how far folded layers are opened.
+        depth: how far folded layers are opened; None is as far as it takes to see more than one.
         log: path of the run log, or None.
         quiet: whether to say nothing but what went wrong.
     """
 
-    def __init__(self, stream: TextIO, lines: int, depth: int, log: str | None, quiet: bool) -> None:
+    def __init__(self, stream: TextIO, lines: int, depth: int | None, log: str | None, quiet: bool) -> None:
         self._stream = stream
         self._lines = lines
         self._depth = depth
@@ -71,7 +72,7 @@ class Output:
         if self._quiet or not self._lines or measured % self._lines or self._shown.get(id(watched), 0) == measured:
             return
         self._shown[id(watched)] = measured
-        line = log_line(watched.report(), self._depth)
+        line = self._line(watched)
         self._write(line if among == 1 else line.replace("gradscope ", f"gradscope model={watched.word} ", 1))
 
     def report(self, watched: list[Watched]) -> None:
@@ -80,10 +81,21 @@ class Output:
             return
         measured = [model for model in watched if model.measured]
         for model in measured[:-_IN_FULL]:
-            self._write(f"gradscope: {model.summary}\n{log_line(model.report(), self._depth)}")
+            self._write(f"gradscope: {model.summary}\n{self._line(model)}")
         for model in measured[-_IN_FULL:]:
-            drawn = render(model.report(), self._width, self._depth, glyphs=self._glyphs)
+            report = model.report()
+            drawn = render(report, self._width, self._depth_of(report), glyphs=self._glyphs)
             self._write(f"\ngradscope: {self._glyphs.text(model.summary)}\n{drawn}")
+
+    def _line(self, watched: Watched) -> str:
+        report = watched.report()
+        return log_line(report, self._depth_of(report))
+
+    def _depth_of(self, report: Report) -> int:
+        if self._depth is not None:
+            return self._depth
+        # Many models keep all their layers in one attribute: a single row would say what the total says.
+        return next((depth for depth, rows in enumerate(report.groups) if len(rows) > 1), 0)
 
     def say(self, text: str, *, important: bool = False) -> None:
         """One sentence; ``important`` ones also where quiet was asked for."""

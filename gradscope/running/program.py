@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import Any
@@ -46,32 +46,31 @@ class Program:
             _check_script(words[0])
         return cls(words[0], tuple(words[1:]), is_module)
 
-    def run(self) -> None:
-        """Run it to its end, as ``__main__``; what it raises is raised.
+    def prepared(self) -> Callable[[], None]:
+        """What runs it to its end, with all that it expects around itself in place.
+
+        The packages of a module are imported by this, and what they raise is raised.
 
         Raises:
             InvalidArgumentError: there is no such module.
         """
-        if self.is_module:
-            self._run_module()
-        else:
-            self._run_script()
+        return self._module() if self.is_module else self._script()
 
-    def _run_script(self) -> None:
+    def _script(self) -> Callable[[], None]:
         path = os.path.abspath(self.target)
         self._enter(self.target, os.path.dirname(os.path.realpath(path)))
         with io.open_code(path) as file:
             source = file.read()
         main = _new_main(path, None, SourceFileLoader("__main__", path))
         # Without dont_inherit this file's own __future__ imports would hold in the script.
-        exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
+        return lambda: exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
 
-    def _run_module(self) -> None:
+    def _module(self) -> Callable[[], None]:
         self._enter("-m", os.getcwd())
         spec, code = _module_code(self.target)
         sys.argv[0] = spec.origin or self.target
         main = _new_main(spec.origin, spec, spec.loader)
-        exec(code, main.__dict__)
+        return lambda: exec(code, main.__dict__)
 
     def _enter(self, name: str, folder: str) -> None:
         sys.argv = [name, *self.arguments]

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gradscope.errors import InvalidArgumentError
 from gradscope.running.endings import Signals, show
 from gradscope.running.imports import when_imported
 from gradscope.running.program import Program
@@ -23,14 +24,14 @@ class Settings:
     Attributes:
         every: measure each so many windows.
         lines: print a line each so many measured windows.
-        depth: how far folded layers are opened.
+        depth: how far folded layers are opened; None is as far as it takes to see more than one.
         log: path of the run log, or None.
         quiet: print nothing but what went wrong.
     """
 
     every: int = 1
     lines: int = 100
-    depth: int = 0
+    depth: int | None = None
     log: str | None = None
     quiet: bool = False
 
@@ -50,18 +51,25 @@ class Supervisor:
 
         Raises:
             SystemExit: the program raised it.
+            InvalidArgumentError: there is no such program.
         """
         signals = Signals(self.finish)
         signals.install()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._in_child)
         when_imported("torch", self._begin)
+        found = False
         try:
-            program.run()
+            start = program.prepared()
+            found = True
+            start()
         except SystemExit:
             self.finish()
             raise
         except BaseException as error:  # whatever the script lets out ends it, and is shown as its own
+            if not found and isinstance(error, InvalidArgumentError):
+                self._over = True
+                raise
             self.finish()
             show(error)
             if isinstance(error, KeyboardInterrupt):
@@ -102,12 +110,12 @@ class Supervisor:
             print(f"gradscope: no report: {type(error).__name__}: {error}", file=sys.stderr)
 
     def _report(self) -> None:
-        from gradscope.running.reasons import reasons
-
         if self._attaching is None or self._output is None:
-            if not self._settings.quiet:
+            if "torch" not in sys.modules and not self._settings.quiet:
                 print("gradscope: nothing to report: the program did not import torch.", file=sys.stderr)
             return
+        from gradscope.running.reasons import reasons
+
         self._attaching.end()
         self._output.report(self._attaching.watched)
         for reason in reasons(self._attaching):

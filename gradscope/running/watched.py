@@ -64,7 +64,7 @@ class Watched:
         if session is not None and optimizer not in self._optimizers:
             session.add_optimizer(optimizer)
             self._optimizers.add(optimizer)
-            self.optimizer_names.append(type(optimizer).__name__)
+            self.optimizer_names = list(dict.fromkeys([*self.optimizer_names, type(optimizer).__name__]))
 
     def report(self) -> Report:
         """What was found over the last windows."""
@@ -72,12 +72,6 @@ class Watched:
         if session is not None:
             self._infos = session.parameters
         return self._history.report(self._infos)
-
-    def refresh(self) -> None:
-        """Note what the model has changed in itself, while it is there."""
-        session = self._session()
-        if session is not None:
-            self._infos = session.parameters
 
     def end(self) -> None:
         """Take the hooks off; what was measured stays."""
