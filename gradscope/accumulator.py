@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,12 +9,12 @@ from torch import Tensor
 
 from gradscope.contributions.precision import squared_norm
 from gradscope.coverage import STATUSES, Coverage
-from gradscope.judgement import Judged, Numbers, device_numbers, judge
+from gradscope.judgement import Judged, device_numbers, judge, read
 from gradscope.moments.leaf import Arrival, Leaf
 from gradscope.moments.microstep import MicroStep, coarsest
 from gradscope.trust import Trust
 from gradscope.window import ParameterSums, Window
-from gradscope.window_sums import AdamState, Parts, dense, parameter_sums
+from gradscope.window_sums import AdamState, Parts, bring_norms, dense, parameter_sums
 
 
 class OpenWindow:
@@ -145,7 +144,8 @@ class OpenWindow:
             adam: what the optimizer knows, by parameter index; may be empty.
         """
         share, v2, ids = self._shares()
-        judged = self._judge()
+        judged, grad_sq = self._judge()
+        bring_norms(self.steps)
         guarded = {i for step in self.steps for i, record in step.measured.items() if record.built is not None}
         self.trust.remember(index, judged, guarded)
         coverage: dict[str, Coverage] = {}
@@ -154,9 +154,9 @@ class OpenWindow:
             found = self._cover(leaf, judged.get(leaf.index))
             coverage[leaf.info.name] = found
             leaf.mismatched = found.status == "mismatch"
-            if found.measured and leaf.index in self.grad_sq:
-                i = leaf.index
-                parts = Parts(i, self.steps, judged[i], self.grad_sq[i], self.grads.get(i), scale, v2)
+            i = leaf.index
+            if found.measured and i in grad_sq:
+                parts = Parts(i, self.steps, judged[i], grad_sq[i], self.grads.get(i), scale, v2)
                 by_sample = found.status in ("exact", "second pass")
                 sums[leaf.info.name] = parameter_sums(parts, by_sample=by_sample, adam=adam.get(i))
         return Window(
@@ -191,28 +191,31 @@ class OpenWindow:
             return share, v2, None
         return share, v2, tuple(name for step in self.steps for name in (step.ids or [""] * step.samples))
 
-    def _judge(self) -> dict[int, list[Judged | None]]:
-        """Every parameter's verdicts, one per micro-step; None where nothing reached it."""
+    def _judge(self) -> tuple[dict[int, list[Judged | None]], dict[int, float]]:
+        """Every parameter's verdicts, one per micro-step, None where nothing reached it; and ``‖ḡ‖²``."""
         present = [[i for i, m in step.measured.items() if m.arrival is not None] for step in self.steps]
         tables = [
             device_numbers([step.measured[i] for i in indices], step)
             for step, indices in zip(self.steps, present, strict=True)
         ]
         if not tables:
-            return {}
+            return {}, {}
         # One transfer for the whole window.
-        found = torch.cat([table.reshape(-1) for table in tables]).tolist()
+        whole = [torch.stack(list(self.grad_sq.values())).to(tables[0].device, torch.float64)] if self.grad_sq else []
+        found = torch.cat([*(table.reshape(-1) for table in tables), *whole]).tolist()
+        grad_sq = dict(zip(self.grad_sq, found[len(found) - len(self.grad_sq) :], strict=True))
         verdicts: dict[int, list[Judged | None]] = {i: [None] * len(self.steps) for indices in present for i in indices}
         start = 0
         for k, (step, indices, table) in enumerate(zip(self.steps, present, tables, strict=True)):
             width = table.shape[1]
-            numbers = {i: Numbers(*found[at : at + width]) for i, at in zip(indices, itertools.count(start, width))}
+            starts = range(start, start + table.numel(), width)
+            numbers = {i: read(found[at : at + width], step.samples) for i, at in zip(indices, starts, strict=True)}
             start += table.numel()
             model_sq = sum(one.fresh_sq for one in numbers.values())
             lowest = coarsest(*{step.measured[i].dtype for i in indices})
             for i, one in numbers.items():
                 verdicts[i][k] = judge(step.measured[i], one, step, model_sq, lowest)
-        return verdicts
+        return verdicts, grad_sq
 
     def _cover(self, leaf: Leaf, parts: list[Judged | None] | None) -> Coverage:
         if leaf.ignored:

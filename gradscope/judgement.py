@@ -69,6 +69,9 @@ DIRECTIONS = 2
 
 FIELDS = len(Numbers._fields)
 
+#: Fields of an ordinary window: difference, ``‖fresh‖²``, ``Σ‖hᵢ‖²``, ``Σ‖hᵢ‖``.
+PLAIN = 4
+
 
 def device_numbers(records: Sequence[Measured], step: MicroStep) -> Tensor:
     """The first fields of ``Numbers``, a row for each record, float64 and still on the device; NaN where there is nothing.
@@ -99,12 +102,22 @@ def device_numbers(records: Sequence[Measured], step: MicroStep) -> Tensor:
 
 
 def _compare_all(records: Sequence[Measured], arrivals: Sequence[Arrival]) -> Tensor:
-    """An ordinary window, all of whose parameters have contributions: four fields, in as few operators as there can be."""
+    """An ordinary window, all of whose parameters have contributions: ``PLAIN`` fields, in as few operators as there can be."""
     norms = torch.stack([record.norms for record in records if record.norms is not None])
     probes = torch.stack([record.probes for record in records if record.probes is not None])
-    off = _root_mean_square(probes.sum(1, dtype=torch.float64) - torch.stack([arrival.probe for arrival in arrivals]))
-    typical = norms.sqrt().mean(1) * norms.shape[1] ** 0.5
-    return torch.stack([off, torch.stack([arrival.squared_norm for arrival in arrivals]), norms.sum(1), typical], 1)
+    off = probes.sum(1, dtype=torch.float64) - torch.stack([arrival.probe for arrival in arrivals])
+    if off.shape[1] > 1:
+        off = off.square().mean(1, keepdim=True).sqrt()
+    fresh_sq = torch.stack([arrival.squared_norm for arrival in arrivals])
+    return torch.cat([off, fresh_sq[:, None], norms.sum(1, keepdim=True), norms.sqrt().sum(1, keepdim=True)], dim=1)
+
+
+def read(row: Sequence[float], samples: int) -> Numbers:
+    """One row of ``device_numbers``, on the host."""
+    if len(row) > PLAIN:
+        return Numbers(*row)
+    off, fresh_sq, own_sq, lengths = row
+    return Numbers(abs(off), fresh_sq, own_sq, lengths / sqrt(samples))
 
 
 def _comparable(record: Measured, real: bool) -> bool:

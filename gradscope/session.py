@@ -90,7 +90,9 @@ class Session:
             return
         self.recorder.levels = 0 if self.ranks.apart else LEVELS
         # A second backward would gather or add up once more over ranks, and not at the same time on all.
-        self.recorder.inner = not (self.recorder.sharded or any(isinstance(m, SyncBatchNorm) for m in self.model.modules()))
+        self.recorder.inner = not (
+            self.recorder.sharded or any(isinstance(m, SyncBatchNorm) for m in self.model.modules())
+        )
         self._same_directions()
 
     def _same_directions(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -26,6 +25,8 @@ class Trust:
         self.distrusted: dict[int, str] = {}
         self.suspects: set[int] = set()
         self._differences: dict[int, deque[float]] = {}
+        #: Their sums, kept up to date.
+        self._sums: dict[int, float] = {}
         self._window = 0
         self._noted: dict[int, int] = {}
 
@@ -56,11 +57,16 @@ class Trust:
         """
         squares = self._differences.get(index)
         if squares is None:
-            squares = self._differences[index] = deque(maxlen=MEMORY)
+            squares = self._differences[index] = deque()
+            self._sums[index] = 0.0
+        total = self._sums[index]
         if self._noted.get(index) == self._window and squares:
             # A window that was looked at before it ended is looked at again.
-            squares.pop()
+            total -= squares.pop()
+        elif len(squares) == MEMORY:
+            total -= squares.popleft()
         self._noted[index] = self._window
         squares.append(errors[0] ** 2 if len(errors) == 1 else sum(error * error for error in errors) / len(errors))
-        error, limit = (math.fsum(squares) / len(squares)) ** 0.5, allowed(dtype, len(squares))
+        self._sums[index] = total = max(total + squares[-1], 0.0)
+        error, limit = (total / len(squares)) ** 0.5, allowed(dtype, len(squares))
         return "" if error <= limit else f"{differs(error, limit)}, on average over {len(squares)} windows"

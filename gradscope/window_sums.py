@@ -42,7 +42,7 @@ class Parts:
     index: int
     steps: Sequence[MicroStep]
     judged: Sequence[Judged | None]
-    grad_sq: Tensor
+    grad_sq: float
     grad: Tensor | None
     scale: float
     weight_sq_sum: float
@@ -67,7 +67,17 @@ def parameter_sums(parts: Parts, *, by_sample: bool, adam: AdamState | None) -> 
         if variance is not None and signal is not None and adam is not None:
             precondition = adam_preconditioner(adam.second_moment, adam.step, adam.beta2, adam.eps)
             preconditioned = preconditioned_sums(variance, signal, precondition)
-    return ParameterSums(float(parts.grad_sq) / square, own_sq, norms, variance, signal, preconditioned)
+    return ParameterSums(parts.grad_sq / square, own_sq, norms, variance, signal, preconditioned)
+
+
+def bring_norms(steps: Sequence[MicroStep]) -> None:
+    """Per-sample norms from a device to the host, all of a micro-step's at once."""
+    for step in steps:
+        records = [record for record in step.measured.values() if record.norms is not None and not record.norms.is_cpu]
+        found = [record.norms for record in records if record.norms is not None]
+        if found:
+            for record, norms in zip(records, torch.stack(found).cpu().unbind(), strict=True):
+                record.norms = norms
 
 
 def _sample_norms(parts: Parts) -> Tensor:
@@ -77,7 +87,7 @@ def _sample_norms(parts: Parts) -> Tensor:
         if part is None or record is None or record.arrival is None:
             norms.append(torch.zeros(step.samples, dtype=torch.float64))
         elif record.norms is not None:
-            norms.append(record.norms.cpu())
+            norms.append(record.norms)
         else:
             norms.append(record.arrival.squared_norm.reshape(1).cpu())
     return norms[0] if len(norms) == 1 else torch.cat(norms)

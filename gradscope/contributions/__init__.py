@@ -4,8 +4,20 @@ from gradscope.contributions.contribution import Contribution, Probe
 from gradscope.contributions.convolution import Convolution
 from gradscope.contributions.dense import Dense
 from gradscope.contributions.outer import Outer
-from gradscope.contributions.row import Row, RowBias
+from gradscope.contributions.row import Row, RowBias, RowSketch, settle
 from gradscope.contributions.scatter import Scatter
 from gradscope.contributions.uses import sum_of_uses
 
-__all__ = ["Contribution", "Convolution", "Dense", "Outer", "Probe", "Row", "RowBias", "Scatter", "sum_of_uses"]
+__all__ = [
+    "Contribution",
+    "Convolution",
+    "Dense",
+    "Outer",
+    "Probe",
+    "Row",
+    "RowBias",
+    "RowSketch",
+    "Scatter",
+    "settle",
+    "sum_of_uses",
+]

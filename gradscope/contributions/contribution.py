@@ -30,12 +30,15 @@ class Probe:
     #: The same one by one; each is used several times a window.
     lefts: tuple[Tensor, ...] = field(init=False)
     rights: tuple[Tensor, ...] = field(init=False)
+    #: ``left · right``, where a parameter has one dimension only.
+    flat: Tensor = field(init=False)
     #: The same, each a probe of its own.
     parts: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lefts", self.left.unbind())
         object.__setattr__(self, "rights", self.right.unbind())
+        object.__setattr__(self, "flat", self.left * self.right if self.right.shape[1] == 1 else self.left)
 
     @classmethod
     def draw(cls, like: Tensor, generator: torch.Generator, k: int = 2, weight: Probe | None = None) -> Probe:
@@ -67,8 +70,10 @@ class Probe:
             return (self.left[:, tensor._indices()[0]] * project(values, self.right)).sum(1)
         tensor = working(tensor)
         if self.right.shape[1] == 1:
-            return (self.left * self.right).mv(tensor.reshape(-1))
-        rows = tensor.reshape(self.left.shape[1], -1)
+            return self.flat.mv(tensor if tensor.dim() == 1 else tensor.reshape(-1))
+        rows = tensor if tensor.dim() == 2 else tensor.reshape(self.left.shape[1], -1)
+        if len(self.lefts) == 1:
+            return self.lefts[0].dot(rows.mv(self.rights[0])).reshape(1)
         return torch.stack([left.dot(rows.mv(right)) for left, right in zip(self.lefts, self.rights, strict=True)])
 
 

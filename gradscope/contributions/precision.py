@@ -34,7 +34,13 @@ def squared_norm(tensor: Tensor) -> Tensor:
     if tensor.layout is torch.sparse_coo:
         tensor = tensor.coalesce().values()
     flat = working(tensor).reshape(-1)
-    if flat.numel() <= BLOCK * BLOCK // 16 and not flat.is_complex():
+    if flat.is_complex():
+        return row_squares(flat.unsqueeze(0))[0]
+    length = flat.shape[0]
+    if length <= BLOCK * BLOCK // 16:
         # Short enough for one product to keep its digits.
-        return torch.dot(flat, flat).double()
-    return row_squares(flat.unsqueeze(0))[0]
+        return flat.dot(flat).double()
+    whole = length - length % BLOCK
+    lengths = torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1).double()
+    squares: Tensor = lengths.dot(lengths)
+    return squares if whole == length else squares + flat[whole:].dot(flat[whole:]).double()

@@ -1,6 +1,9 @@
-"""A linear layer without further dimensions: each sample's contribution is one outer product, and its bias's one row of it."""
+"""A linear layer without further dimensions: each sample's contribution is one outer product, and its bias's one row."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +14,35 @@ from gradscope.contributions.figures import Figures
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.precision import BLOCK, row_squares, working
 from gradscope.contributions.workspace import Workspace
+
+
+class RowSketch(NamedTuple):
+    """Four numbers a sample, from which all figures of a linear layer's weight and bias follow, all ``[n]``.
+
+    Attributes:
+        inputs: ``‖inᵢ‖``.
+        rows: ``‖rowᵢ‖``.
+        right: ``⟨inᵢ, right⟩``.
+        left: ``⟨rowᵢ, left⟩``.
+    """
+
+    inputs: Tensor
+    rows: Tensor
+    right: Tensor
+    left: Tensor
+
+
+def settle(sketches: Sequence[RowSketch]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Per layer: the weight's ``‖hᵢ‖²`` and ``⟨hᵢ, R⟩``, and the bias's; all layers at once, since each operator counts.
+
+    Returns:
+        For each sketch ``[n]`` float64, ``[n, 1]``, ``[n]`` float64, ``[n, 1]``.
+    """
+    inputs, rows, right, left = (torch.stack(list(part)) for part in zip(*sketches, strict=True))
+    weights, biases = (inputs * rows).double().square_(), rows.double().square_()
+    probes = ((right * left).unsqueeze(2), left.unsqueeze(2))
+    columns = (weights.unbind(), probes[0].unbind(), biases.unbind(), probes[1].unbind())
+    return list(zip(*columns, strict=True))
 
 
 class Row(Outer):
@@ -26,6 +58,9 @@ class Row(Outer):
         self.x = working(x)
         self.row = working(row)
         self.shape = shape
+        #: Its sketch, and the directions along which it looks, where figures are computed for all layers at once.
+        self.sketched: RowSketch | None = None
+        self.along: Tensor | None = None
         #: What the bias asks for as well.
         self.lengths: Tensor | None = None
         self.left: tuple[Tensor, list[Tensor]] | None = None
@@ -53,11 +88,26 @@ class Row(Outer):
     ) -> Figures:
         return Contribution.figures(self, probe, moments=moments)
 
+    @property
+    def short(self) -> bool:
+        """Whether norms in the rows' own precision keep their digits."""
+        return max(self.x.shape[1], self.row.shape[1]) <= BLOCK
+
+    def sketch(self, probe: Probe) -> RowSketch:
+        """What its figures along one direction are made of, and its bias's; the rows need not be kept for it."""
+        self.along = probe.left
+        self.sketched = RowSketch(
+            torch.linalg.vector_norm(self.x, dim=1), torch.linalg.vector_norm(self.row, dim=1),
+            self.x.mv(probe.rights[0]), self.row.mv(probe.lefts[0]),
+        )  # fmt: skip
+        return self.sketched
+
     def squared_norms(self) -> Tensor:
-        if max(self.x.shape[1], self.row.shape[1]) > BLOCK:
+        if not self.short:
             return row_squares(self.x) * row_squares(self.row)
         self.lengths = torch.linalg.vector_norm(self.row, dim=1)
-        return (torch.linalg.vector_norm(self.x, dim=1) * self.lengths).double().square_()
+        squares: Tensor = (torch.linalg.vector_norm(self.x, dim=1) * self.lengths).double().square_()
+        return squares
 
     def probe(self, probe: Probe) -> Tensor:
         along = [self.row.mv(direction) for direction in probe.lefts]

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gradscope.contributions import Contribution, sum_of_uses
+from gradscope.contributions import Contribution, Row, RowBias, RowSketch, settle, sum_of_uses
 from gradscope.contributions.precision import squared_norm
 from gradscope.contributions.workspace import Workspace
 from gradscope.moments.leaf import Arrival, Leaf
@@ -29,6 +29,7 @@ class Measured:
         arrival: what autograd gave the parameter.
         signed_sum: ``‖Σ rᵢhᵢ‖²`` by the tagged inner backward.
         signed_probe: ``⟨Σ rᵢhᵢ, R⟩`` likewise, ``[k]``.
+        sketch: what its figures will be made of when the micro-step ends.
         parameter_probe: ``⟨θ, R⟩``, ``[k]``, where it may be needed to name an L2 term.
         built: ``‖hᵢ‖²`` of the step's ``spot`` sample, from that sample's gradient in full, float64 scalar.
         spoiled: samples interact, so that no estimate would mean anything either.
@@ -47,6 +48,7 @@ class Measured:
     signed_sum: Tensor | None = None
     signed_probe: Tensor | None = None
     built: Tensor | None = None
+    sketch: RowSketch | None = None
     parameter_probe: Tensor | None = None
     spoiled: bool = False
     unplaced: bool = False
@@ -90,6 +92,7 @@ class MicroStep:
         self.signs: Tensor | None = None
         self.measured: dict[int, Measured] = {}
         self.held: dict[int, Held] = {}
+        self.sketches: list[tuple[RowSketch, list[Measured]]] = []
         #: Parameters that only a second pass describes; what else is said of them is ignored.
         self.second: set[int] = set()
         self.held_bytes = 0
@@ -117,7 +120,7 @@ class MicroStep:
         record = self.of(leaf)
         record.spoiled |= spoiled
         record.reason = record.reason or reason
-        record.norms = record.probes = record.second_moment = None
+        record.norms = record.probes = record.second_moment = record.sketch = None
         self._drop(leaf.index)
 
     def add(
@@ -142,13 +145,14 @@ class MicroStep:
         if record.reason:
             return
         record.dtype = coarsest(record.dtype, dtype)
-        if record.norms is not None:
+        if record.norms is not None or record.sketch is not None:
             self.withhold(leaf, "it was used again after its squares had been taken, so that cross terms are missing")
             return
         record.rule = rule if not record.rule or record.rule == rule else f"{record.rule} + {rule}"
         held = self.held.get(leaf.index)
         if held is None and uses <= 1 and last:
-            self._square(record, leaf, contribution)
+            if not self._postpone(record, leaf, contribution):
+                self._square(record, leaf, contribution)
             return
         if held is None:
             held = self.held[leaf.index] = Held(uses)
@@ -167,6 +171,8 @@ class MicroStep:
         """Square what still waits: no further use will come."""
         for index, held in list(self.held.items()):
             self._release(leaves[index], held)
+        if self.sketches:
+            self._settle()
 
     def _release(self, leaf: Leaf, held: Held) -> None:
         contribution = sum_of_uses(held.contributions)
@@ -177,6 +183,33 @@ class MicroStep:
         held = self.held.pop(index, None)
         if held is not None:
             self.held_bytes -= sum(c.nbytes for c in held.contributions)
+
+    def _postpone(self, record: Measured, leaf: Leaf, contribution: Contribution) -> bool:
+        """Whether the figures can wait for those of all layers of this kind: in ordinary windows only."""
+        probe = leaf.probe
+        if self.spot is not None or self.moments or self.chosen is not None or probe is None or len(probe.lefts) != 1:
+            return False
+        if type(contribution) is Row and contribution.short:
+            record.sketch = contribution.sketch(probe)
+            self.sketches.append((record.sketch, [record]))
+            return True
+        if type(contribution) is not RowBias or contribution.weight.along is not probe.left:
+            return False
+        sketch, records = self.sketches[-1]
+        if sketch is not contribution.weight.sketched or len(records) != 1:
+            return False
+        record.sketch = sketch
+        records.append(record)
+        return True
+
+    def _settle(self) -> None:
+        """The figures of layers whose contributions are rows, all at once."""
+        pending, self.sketches = self.sketches, []
+        for (sketch, records), found in zip(pending, settle([sketch for sketch, _ in pending]), strict=True):
+            for number, record in enumerate(records):
+                if record.sketch is sketch:
+                    record.norms, record.probes = found[2 * number], found[2 * number + 1]
+                    record.sketch = None
 
     def _square(self, record: Measured, leaf: Leaf, contribution: Contribution) -> None:
         if self.spot is not None:
