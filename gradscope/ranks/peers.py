@@ -33,6 +33,14 @@ class Peers:
         #: Where collectives take their tensors: the host wherever the backend can.
         self.device = torch.device("cpu") if "cpu" in kinds else device
 
+    def collectives(self) -> int:
+        """How many collectives the innermost group has seen: the same number on all ranks at the same point of a run."""
+        try:
+            return int(self.groups[-1]._get_sequence_number_for_group())
+        except (RuntimeError, AttributeError):
+            # Not every backend counts.
+            return 0
+
     def members(self) -> list[int]:
         """Global numbers of all ranks of this rank's groups."""
         return sorted({rank for group in self.groups for rank in dist.get_process_group_ranks(group)})

@@ -139,6 +139,8 @@ class Ranks:
         self._averaging = found or self._averaging
         if found is not None and found.why and not self._apart:
             self._apart = found.why
+        if found is not None:
+            self._roll.answer(found.peers.collectives())
         self.empty = batch_size(args, kwargs, self._batch_dim) == 0
 
     def _after_model(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -189,9 +191,10 @@ class Ranks:
         ]
 
     def _begin(self, averaging: Averaging) -> None:
-        if averaging.peers.world > 1 and not self._roll.complete(averaging.peers.members()):
+        peers = averaging.peers
+        if peers.world > 1 and not self._roll.complete(peers.members(), peers.collectives()):
             self._apart = ABSENT
-        self._exchange = Exchange(averaging.peers, self._parameters, one_copy=averaging.one_copy, gather=self._gather)
+        self._exchange = Exchange(peers, self._parameters, one_copy=averaging.one_copy, gather=self._gather)
 
     # -- a window -----------------------------------------------------------------------------------------------------
 
