@@ -2,6 +2,6 @@
 
 import sys
 
-from benchmarks.speed.cli import main
+from benchmarks.speed.commands import main
 
 sys.exit(main())

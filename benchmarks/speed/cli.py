@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.speed.clock import NoDeviceError, clock_for
-from benchmarks.speed.measure import measure
+from benchmarks.speed.growth import AXES, TOOLS_DRAWN
 from benchmarks.speed.models import LARGE, MODELS
-from benchmarks.speed.problem import Builder
-from benchmarks.speed.results import append, default_path
 from benchmarks.speed.tools import TOOLS
 
 ALL = {**MODELS, **LARGE}
 
 
 def names(text: str, known: Sequence[str]) -> list[str]:
-    """Names of a comma-separated list.
+    """Names of a comma-separated list, or all.
 
     Raises:
         ArgumentTypeError: one is unknown.
@@ -32,45 +28,60 @@ def names(text: str, known: Sequence[str]) -> list[str]:
     return given
 
 
+def some_tools(text: str) -> list[str]:
+    """Tools by their keys."""
+    return names(text, list(TOOLS))
+
+
+def some_models(text: str) -> list[str]:
+    """Models by their keys."""
+    return names(text, list(ALL))
+
+
 def parser() -> argparse.ArgumentParser:
     """What the program understands."""
-    top = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    top = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="What a step costs with each tool.")
     commands = top.add_subparsers(dest="command", required=True)
-    time = commands.add_parser("time", help="check and time tools on one model, interleaved in this process")
-    time.add_argument("--rounds", type=int, default=32)
-    time.add_argument("--limit", type=float, default=90.0, help="seconds after which no further round begins")
-    for command in (time,):
-        command.add_argument("--model", choices=ALL, required=True)
-        command.add_argument("--tools", type=lambda text: names(text, list(TOOLS)), default=list(TOOLS))
-        command.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-        command.add_argument("--threads", type=int, default=2)
-        command.add_argument("--tiny", action="store_true", help="shapes of a smoke test")
-        command.add_argument("--results", type=Path)
+    add = {name: commands.add_parser(name, help=text) for name, text in COMMANDS.items()}
+    for name in ("time", "memory", "peak"):
+        add[name].add_argument("--model", dest="models", type=some_models, required=True, help="keys, or all")
+        add[name].add_argument("--tools", type=some_tools, default=list(TOOLS), help="keys, comma-separated, or all")
+    for name in ("plan", "all"):
+        add[name].add_argument("--models", type=some_models, default=list(MODELS), help="keys, comma-separated, or all")
+        add[name].add_argument("--tools", type=some_tools, default=list(TOOLS), help="keys, comma-separated, or all")
+        add[name].add_argument(
+            "--rounds", type=int, help="interleaved runs of every tool, instead of what each is worth"
+        )
+        add[name].add_argument("--no-memory", action="store_true")
+        add[name].add_argument("--no-growth", action="store_true")
+    add["growth"].add_argument("--axis", choices=list(AXES), required=True)
+    add["growth"].add_argument("--tools", type=some_tools, default=list(TOOLS_DRAWN))
+    for name in ("time", "growth"):
+        add[name].add_argument("--rounds", type=int, default=16 if name == "time" else 9, help="interleaved runs")
+    for name in ("time", "growth", "plan", "all"):
+        add[name].add_argument("--limit", type=float, default=90.0, help="seconds that one command may take, roughly")
+    for name in set(add) - {"write", "list"}:
+        _where(add[name])
+    for name in set(add) - {"peak", "list"}:
+        add[name].add_argument("--results", type=Path, help="file of JSON lines; by default the repository's own")
+    add["write"].add_argument("--document", type=Path, default=Path("docs/speed.md"))
+    add["write"].add_argument("--device", type=torch.device, default=torch.device("cpu"))
     return top
 
 
-def run_time(options: argparse.Namespace) -> None:
-    """Time, print, and keep."""
-    builder: Builder = ALL[options.model]
-    lines = measure(
-        options.model, builder, options.tools, options.device,
-        rounds=options.rounds, limit=options.limit, tiny=options.tiny,
-    )  # fmt: skip
-    for line in lines:
-        found = line.get("ratios")
-        text = f"{found['median']:6.2f} [{found['low']:.2f}, {found['high']:.2f}] mean {found['mean']:.2f} of {found['runs']}" if found else ""
-        print(f"{line['model']:10} {line['tool']:20} {line['status']:8} {line['measured']:3}/{line['parameters']:<3} {line['error']:.1e} {text} {line['reason']}")
-    append(options.results or default_path(options.device.type), lines)
+COMMANDS = {
+    "list": "models, tools and axes",
+    "time": "check and time tools on one model, interleaved in this process",
+    "memory": "peak memory of tools on one model, a process each",
+    "peak": "peak memory of one tool, in this process",
+    "growth": "ratios over one size",
+    "plan": "the commands that make up the whole table, one a line",
+    "all": "run them",
+    "write": "write the document's tables and pictures from the results",
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; what it needs and does not find ends it with one line."""
-    options = parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        clock_for(options.device)
-        run_time(options)
-    except NoDeviceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def _where(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    command.add_argument("--threads", type=int, default=2)
+    command.add_argument("--tiny", action="store_true", help="shapes of a smoke test: shows that it runs, no more")

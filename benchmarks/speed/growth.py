@@ -58,7 +58,14 @@ def grow(
     for value in values:
         sizes = {**({} if tiny else axis.base), axis.size: value}
         for line in measure(
-            axis.family, MODELS[axis.family], tools, device, rounds=rounds, limit=limit / len(values), tiny=tiny, **sizes
+            axis.family,
+            MODELS[axis.family],
+            tools,
+            device,
+            rounds=rounds,
+            limit=limit / len(values),
+            tiny=tiny,
+            **sizes,
         ):
             if "ratios" in line and line["tool"] != "plain":
                 lines.append({**line, "kind": "growth", "family": axis.family, "axis": name, "size": value})

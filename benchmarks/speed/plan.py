@@ -8,26 +8,16 @@ from benchmarks.speed.growth import AXES
 from benchmarks.speed.problem import Builder
 from benchmarks.speed.tools import TOOLS
 
-#: Interleaved runs: of ours, so that two guard windows are among them; of the others; of those that take very long.
-OURS, OTHERS, SLOW = 32, 15, 5
-#: Ratio from which a tool counts as taking very long.
-LONG = 10.0
 #: Seconds of start-up, building and checking that come with each command.
 OVERHEAD = 12.0
 
 
-def rounds_of(tool: str) -> int:
-    """How many runs a tool gets."""
-    found = TOOLS[tool]
-    return OURS if found.ours or found.work == "plain" else SLOW if found.cost >= LONG else OTHERS
-
-
 def groups(builder: Builder, tools: Sequence[str], limit: float) -> Iterator[tuple[int, list[str]]]:
     """Tools that fit into one process: the rounds, and the names."""
-    for rounds in (OURS, OTHERS, SLOW):
+    for rounds in dict.fromkeys(TOOLS[name].rounds for name in tools):
         group: list[str] = []
         spent = 1.0
-        for name in (name for name in tools if rounds_of(name) == rounds):
+        for name in (name for name in tools if TOOLS[name].rounds == rounds):
             cost = TOOLS[name].cost
             if group and OVERHEAD + (rounds + 5) * builder.seconds * (spent + cost) > limit:
                 yield rounds, group
@@ -39,7 +29,14 @@ def groups(builder: Builder, tools: Sequence[str], limit: float) -> Iterator[tup
 
 
 def plan(
-    models: dict[str, Builder], tools: Sequence[str], *, limit: float, common: Sequence[str], memory: bool, growth: bool
+    models: dict[str, Builder],
+    tools: Sequence[str],
+    *,
+    limit: float,
+    common: Sequence[str],
+    memory: bool,
+    growth: bool,
+    rounds: int | None = None,
 ) -> Iterator[list[str]]:
     """Arguments of the program, one list per command.
 
@@ -50,13 +47,15 @@ def plan(
         common: arguments that each command gets.
         memory: with peak memory.
         growth: with the curves.
+        rounds: interleaved runs of every tool, instead of what each is worth.
     """
     for model, builder in models.items():
-        for rounds, group in groups(builder, tools, limit):
-            arguments = ["--model", model, "--tools", ",".join(group), "--rounds", str(rounds), "--limit", f"{limit:g}"]
+        for worth, group in groups(builder, tools, limit) if rounds is None else [(rounds, list(tools))]:
+            arguments = ["--model", model, "--tools", ",".join(group), "--rounds", str(worth), "--limit", f"{limit:g}"]
             yield ["time", *arguments, *common]
     for model in models if memory else ():
         for start in range(0, len(tools), 10):
             yield ["memory", "--model", model, "--tools", ",".join(tools[start : start + 10]), *common]
     for axis in AXES if growth else ():
-        yield ["growth", "--axis", axis, "--limit", f"{limit:g}", *common]
+        few = [] if rounds is None else ["--rounds", str(rounds)]
+        yield ["growth", "--axis", axis, "--limit", f"{limit:g}", *few, *common]

@@ -56,9 +56,7 @@ class Problem:
 
     def rows(self, start: int, stop: int) -> Problem:
         """The same model with only these samples."""
-        return self.of(
-            self.model, tuple(each[start:stop] for each in self.inputs), self.targets[start:stop]
-        )
+        return self.of(self.model, tuple(each[start:stop] for each in self.inputs), self.targets[start:stop])
 
     def of(self, model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Problem:
         """The same settings with another model and batch."""

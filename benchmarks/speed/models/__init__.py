@@ -18,7 +18,9 @@ MODELS = {
         "MLP 784-512-512-10, n 128", mlp, {"n": 128, "width": 512, "depth": 2}, {"n": 8, "width": 32}, 0.003
     ),
     "3c3d": Builder("3C3D, n 64", c3d3, {"n": 64, "size": 32, "width": 32}, {"n": 4, "width": 4}, 0.058),
-    "resnet": Builder("ResNet-18 GroupNorm, n 16", resnet18, {"n": 16, "size": 32, "width": 64}, {"n": 3, "width": 8}, 0.3),
+    "resnet": Builder(
+        "ResNet-18 GroupNorm, n 16", resnet18, {"n": 16, "size": 32, "width": 64}, {"n": 3, "width": 8}, 0.3
+    ),
     "gpt": Builder(
         "GPT 4 × 256, T 128, n 16",
         gpt,

@@ -24,7 +24,13 @@ def c3d3(n: int, size: int, width: int) -> tuple[nn.Module, tuple[Tensor], Tenso
     )  # fmt: skip
     inputs, targets = images(n, size)
     flat = features(inputs[0][:1]).shape[1]
-    head = [nn.Linear(flat, 16 * width), nn.ReLU(), nn.Linear(16 * width, 8 * width), nn.ReLU(), nn.Linear(8 * width, 10)]
+    head = [
+        nn.Linear(flat, 16 * width),
+        nn.ReLU(),
+        nn.Linear(16 * width, 8 * width),
+        nn.ReLU(),
+        nn.Linear(8 * width, 10),
+    ]
     return nn.Sequential(*features, *head), inputs, targets
 
 

@@ -54,7 +54,7 @@ TOOLS = {
     "opacus-ew": Tool("Opacus, expanded weights", "samples", opacus.ExpandedWeights, needs=("opacus",), cost=3.5),
     # less
     "scope-quarter": Tool("gradscope, subsample: a quarter", "less", _quarter, ours=True, cost=1.2),
-    "scope-every": Tool("gradscope, every=16", "less", _watched(every=16), ours=True, cost=1.1),
+    "scope-every": Tool("gradscope, every=16", "less", _watched(every=16), ours=True, cost=1.1, rounds=32),
     "scope-no-capture": Tool(
         "gradscope, capture=False, two micro-steps", "less", WithoutCapture, ours=True, cost=1.2, against="plain-2"
     ),
@@ -62,9 +62,10 @@ TOOLS = {
     "gns": Tool(
         "gns-pytorch, all samples and parameters", "less",
         partial(gns_pytorch.NoiseScale, param_percentage=1.0, batch_percentage=1.0), needs=("gns_pytorch",), cost=40.0,
+        rounds=3,
     ),
     "gns-default": Tool(
-        "gns-pytorch, its defaults", "less", gns_pytorch.NoiseScale, needs=("gns_pytorch",), cost=8.0,
+        "gns-pytorch, its defaults", "less", gns_pytorch.NoiseScale, needs=("gns_pytorch",), cost=8.0, rounds=5,
         note="a quarter of the samples, ten parameters: its figure is of these",
     ),
 }  # fmt: skip

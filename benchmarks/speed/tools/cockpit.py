@@ -1,4 +1,4 @@
-"""Cockpit's ``economy`` instruments; its releases ended in 2021."""
+"""Cockpit's ``economy`` instruments; its last release is of 2021 and does not import beside a current setuptools."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from benchmarks.speed.tools.tool import Runner, UnavailableError
 
 
 class Economy(Runner):
-    """Not run: it does not import beside a current BackPACK and setuptools."""
+    """Never run: where it does import, what it shows are histograms, which are not held against single samples here."""
 
     def __init__(self, problem: Problem) -> None:
-        raise UnavailableError("imports, but is not wired up")
+        raise UnavailableError("histograms and tests, no figure per parameter")
 
     def step(self) -> None:
         """Nothing."""

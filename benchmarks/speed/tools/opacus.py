@@ -13,7 +13,7 @@ from benchmarks.speed.tools.tool import Figures, Runner, flat_norms
 
 
 def own_lstm(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by the model's own names, after every LSTM was replaced by the one that Opacus asks for."""
+    """The model's parameters, after every LSTM was replaced by the one that Opacus asks for."""
     from opacus.layers import DPLSTM
 
     for module in list(model.modules()):
@@ -22,9 +22,7 @@ def own_lstm(model: nn.Module) -> dict[str, nn.Parameter]:
                 own = DPLSTM(child.input_size, child.hidden_size, child.num_layers, batch_first=child.batch_first)
                 own.load_state_dict(child.state_dict())
                 setattr(module, name, own.to(next(child.parameters()).device).train())
-    # Its own parameters have other names; its state dictionary keeps torch's.
-    renamed = {each.data_ptr(): each for each in model.parameters()}
-    return {name: renamed[each.data_ptr()] for name, each in model.state_dict().items() if each.data_ptr() in renamed}
+    return dict(model.named_parameters())  # it registers them under torch's names
 
 
 class Hooked(Runner):
