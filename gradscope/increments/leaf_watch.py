@@ -59,7 +59,7 @@ class LeafWatch:
     def attach(self) -> None:
         """Hang both hooks: the first comes last of its kind, and the second first, since others may change the gradient."""
         parameter, recorder = self.leaf.parameter, self.recorder
-        self._before = Hook(self._guarded, recorder)
+        self._before = Hook(self.before, recorder)
         self._handles.append(parameter.register_hook(self._before))
         self._handles.append(parameter.register_post_accumulate_grad_hook(Hook(_After(self), None)))
         _put_first(parameter._post_accumulate_grad_hooks)
@@ -82,20 +82,21 @@ class LeafWatch:
 
     # -- backward -----------------------------------------------------------------------------------------------------
 
-    def _guarded(self, grad: Tensor) -> None:
-        # Not by a wrapper: this runs for each parameter in each micro-step.
-        started = time.perf_counter()
-        try:
-            self.before(grad)
-        except Exception as error:  # a failure of ours must never end the user's backward
-            self.recorder.note(error)
-        self.recorder.seconds += time.perf_counter() - started
-
     def before(self, grad: Tensor) -> None:
-        """The increment is about to be added. Where it will be all of ``.grad``, what is stored is read afterwards instead."""
-        recorder, leaf = self.recorder, self.leaf
-        if recorder.backward is None:
-            recorder.enter()
+        """The increment is about to be added."""
+        # Shielded here and not by a wrapper: this runs for each parameter in each micro-step.
+        recorder, started = self.recorder, time.perf_counter()
+        try:
+            self._see(grad)
+        except Exception as error:  # a failure of ours must never end the user's backward
+            recorder.note(error)
+        recorder.seconds += time.perf_counter() - started
+
+    def _see(self, grad: Tensor) -> None:
+        """Its size. Where it will be all of ``.grad``, what is stored is read afterwards instead."""
+        leaf = self.leaf
+        if self.recorder.backward is None:
+            self.recorder.enter()
         stored = leaf.parameter.grad
         self._seen, self._restarts, self._changed = True, stored is None, False
         self._squared_norm = None

@@ -84,11 +84,13 @@ class IncrementWindow(OpenWindow):
         ]
         if not shown:
             return {}
-        shares = torch.stack([part.sum() for part in share.split([step.samples for step in self.steps])])
+        sizes = [step.samples for step in self.steps]
+        shares = [float(part.sum()) for part in share.split(sizes)]
+        part_weight_sq_sum = torch.tensor(sum(part * part for part in shares), dtype=torch.float64)
         numbers = torch.tensor([found[leaf.index] for leaf in shown], dtype=torch.float64) / (scale * scale)
         totals, parts = numbers.unbind(1)
         weight_sq_sum = torch.tensor(v2, dtype=torch.float64)
-        contributions = contribution_sq_sum_of_parts(totals, parts, shares.square().sum(), weight_sq_sum)
+        contributions = contribution_sq_sum_of_parts(totals, parts, part_weight_sq_sum, weight_sq_sum)
         rows = zip(shown, totals.tolist(), contributions.tolist(), strict=True)
         return {leaf.info.name: ParameterSums(total, own) for leaf, total, own in rows}
 
@@ -120,13 +122,13 @@ class IncrementWindow(OpenWindow):
 
 
 def _host(numbers: Sequence[Tensor]) -> list[float]:
-    """These numbers on the host, by one transfer for each device and precision."""
+    """These numbers on the host, by one transfer for each device."""
     found = [0.0] * len(numbers)
-    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    places: dict[torch.device, list[int]] = {}
     for k, number in enumerate(numbers):
-        alike.setdefault((number.device, number.dtype), []).append(k)
-    for places in alike.values():
-        values = torch.stack([numbers[k] for k in places]).tolist()
-        for k, value in zip(places, values, strict=True):
+        places.setdefault(number.device, []).append(k)
+    for own in places.values():
+        values = torch.stack([numbers[k] for k in own]).tolist()
+        for k, value in zip(own, values, strict=True):
             found[k] = value
     return found
