@@ -31,6 +31,7 @@ def watch(
     budget: int | None = None,
     keep: int = 100,
     gather_norms: bool = False,
+    tune: bool = False,
 ) -> Scope:
     """Show what is inside the gradients that these optimizers are about to apply.
 
@@ -52,10 +53,13 @@ def watch(
         ignore: names of parameters or modules, or modules, to leave out.
         scaler: the ``GradScaler`` in use; one that is not given is noticed when it steps, and its scale is divided out.
         batch_dim: dimension of the model's inputs and outputs along which samples lie.
-        budget: bytes that uses of shared parameters may hold until they are squared; None for no bound.
+        budget: bytes that uses of shared parameters may hold until they are squared, and that an intermediate result beyond one
+            sample's gradient may take; None for no bound.
         keep: number of windows that are kept.
         gather_norms: under ``torch.distributed``, have every rank know the gradient norms of all ranks' samples, not only of its
             own. All other figures are always those of all ranks.
+        tune: where several exact algorithms would do, time them once for each shape instead of estimating their cost. Figures of
+            two runs then agree to rounding only, unless the second goes on from the first one's ``state_dict()``.
 
     Raises:
         InvalidArgumentError: an argument cannot work.
@@ -85,6 +89,7 @@ def watch(
         budget=budget,
         keep=keep,
         gather_norms=gather_norms,
+        tune=tune,
     )
     return Scope(unwrapped(model), optimizers, options, tuple(ignore), scaler)
 
@@ -197,7 +202,8 @@ class Scope:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on: the windows' sums and the count of windows, as numbers and strings."""
         history = self._session.history
-        return state_of(tuple(history.windows), self._session.parameters, history.index, history.measured)
+        algorithms = self._session.workspace.choice.found
+        return state_of(tuple(history.windows), self._session.parameters, history.index, history.measured, algorithms)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run of the same model stopped.
@@ -206,6 +212,7 @@ class Scope:
             StateMismatchError: the state is of another model, or is none.
         """
         windows = windows_of(state, self._session.parameters)
+        self._session.workspace.choice.restore(state.get("algorithms", {}))
         self._session.history.resume(windows, int(state["index"]), int(state["measured"]))
         self._session.switch()
 

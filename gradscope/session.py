@@ -20,6 +20,8 @@ from gradscope.capture.normalization import normalization_leaves
 from gradscope.capture.optimizers import StepWatch, check_optimizers, scale_of, scaler_on_the_stack
 from gradscope.capture.options import Options
 from gradscope.capture.recorder import SEED, Recorder
+from gradscope.contributions.choice import Measured
+from gradscope.contributions.workspace import Workspace
 from gradscope.coverage import NORMALIZATION_ONLY
 from gradscope.errors import InvalidArgumentError
 from gradscope.history import History
@@ -67,6 +69,7 @@ class Session:
         if options.capture is False and any(leaf.sharded for leaf in leaves):
             raise InvalidArgumentError(f"watch: capture=False cannot work for {leaves[0].info.name!r}: {PARTS_ONLY}.")
         self._ignored = find_ignored(model, leaves, ignore)
+        self.workspace = Workspace(Measured() if options.tune else None, options.budget)
         self._build()
         self._watch = StepWatch(optimizers, self.before_step, self._after_step, self.recorder)
         forget_graphs()
@@ -147,7 +150,9 @@ class Session:
             self._open: OpenWindow = IncrementWindow(leaves)
             return
         plans = find_plans(self.model, [leaf for leaf in leaves if not leaf.ignored])
-        self.recorder = Recorder(self.model, leaves, plans, self.options, self._take, self._begin_forward)
+        self.recorder = Recorder(
+            self.model, leaves, plans, self.options, self._take, self._begin_forward, self.workspace
+        )
         self._open = OpenWindow(leaves, moments=self.options.moments)
 
     def end(self) -> None:

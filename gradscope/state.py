@@ -13,14 +13,19 @@ from gradscope.window import ParameterInfo, Window
 
 
 def state_of(
-    windows: Sequence[Window], parameters: Sequence[ParameterInfo], index: int, measured: int
+    windows: Sequence[Window],
+    parameters: Sequence[ParameterInfo],
+    index: int,
+    measured: int,
+    algorithms: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The windows' sums and the counts of windows, as numbers and strings."""
+    """The windows' sums, the counts of windows and the algorithms that were timed, as numbers and strings."""
     return {
         "header": header_line(parameters).decode(),
         "windows": [window_line(window, parameters).decode() for window in windows],
         "index": index,
         "measured": measured,
+        "algorithms": dict(algorithms),
     }
 
 
@@ -35,6 +40,7 @@ def windows_of(state: Mapping[str, Any], parameters: Sequence[ParameterInfo]) ->
         names = [info.name for info in found]
         windows = [decode.window(decode.record(line.encode()), names)[0] for line in state["windows"]]
         int(state["index"]), int(state["measured"])
+        dict(state.get("algorithms", {}))
     except (KeyError, TypeError, AttributeError, ValueError, GradscopeError) as error:
         raise StateMismatchError(
             f"load_state_dict: this is not what Scope.state_dict() gave ({error}). Pass that dictionary unchanged."

@@ -19,4 +19,5 @@ class Options:
     budget: int | None = None
     keep: int = 100
     gather_norms: bool = False
+    tune: bool = False
     guard_every: int = 16

@@ -39,11 +39,13 @@ class Recorder:
         options: what the user asked for.
         deliver: called after each backward, with the micro-steps that it finished.
         on_forward: called when a forward with a graph begins.
+        workspace: algorithms and scratch memory.
     """
 
     def __init__(
         self, model: Module, leaves: list[Leaf], plans: list[Plan], options: Options,
         deliver: Callable[[Backward, list[MicroStep]], None], on_forward: Callable[[], None] = lambda: None,
+        workspace: Workspace | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.leaves = leaves
@@ -51,7 +53,7 @@ class Recorder:
         self.options = options
         self.deliver = deliver
         self.generator = torch.Generator().manual_seed(SEED)
-        self.workspace = Workspace(budget=options.budget)
+        self.workspace = workspace or Workspace(budget=options.budget)
         self.forwarding = Forwarding(self, on_forward)
         self.tagging: Forward | None = None
         self.backward: Backward | None = None

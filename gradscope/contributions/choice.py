@@ -10,10 +10,18 @@ Case = tuple[object, ...]
 
 
 class Choice:
-    """The cheapest by the cost model, so that two runs give the same bits; each case is decided once."""
+    """The cheapest by the cost model, so that two runs give the same bits; each case is decided once.
+
+    Attributes:
+        found: what measuring has chosen, by the case as text.
+    """
 
     def __init__(self) -> None:
         self._decided: dict[Case, str] = {}
+        self.found: dict[str, str] = {}
+
+    def restore(self, found: Mapping[str, str]) -> None:
+        """Take over what another run has found; what is only estimated needs nothing from it."""
 
     def __call__(self, case: Case, costs: Callable[[], Mapping[str, float]], run: Callable[[str], object]) -> str:
         """The algorithm for a case.
@@ -51,21 +59,15 @@ class Measured(Choice):
     """The fastest, found by trying all that the cost model does not rule out, once for each case.
 
     Figures of another run agree to rounding only, unless it is given what was found here.
-
-    Args:
-        found: the names of earlier cases, as ``found`` held them.
-
-    Attributes:
-        found: what was chosen, by the case as text.
     """
 
     #: An algorithm that should take this many times as long as the best is not tried.
     HOPELESS = 8.0
     ROUNDS = 3
 
-    def __init__(self, found: Mapping[str, str] | None = None) -> None:
-        super().__init__()
-        self.found = dict(found or {})
+    def restore(self, found: Mapping[str, str]) -> None:
+        self._decided.clear()
+        self.found.update(found)
 
     def _decide(self, case: Case, costs: Mapping[str, float], run: Callable[[str], object]) -> str:
         key = " ".join(str(part) for part in case)

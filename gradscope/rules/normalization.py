@@ -15,20 +15,20 @@ from gradscope.rules.rule import Rule, owns
 
 
 def _trailing(module: Module, normalized: Tensor, grad: Tensor) -> dict[str, Contribution]:
-    """Scale and shift over the last dimensions; everything between them and the samples is summed."""
+    """Scale and shift over the last dimensions; everything between them and the samples is summed. Overwrites ``normalized``."""
     n, shape = grad.shape[0], cast(Tensor, module.weight).shape
     grad = working(grad)
-    described: dict[str, Contribution] = {"weight": Dense((grad * normalized).reshape(n, -1, *shape).sum(1))}
+    described: dict[str, Contribution] = {"weight": Dense(normalized.mul_(grad).reshape(n, -1, *shape).sum(1))}
     if module._parameters.get("bias") is not None:
         described["bias"] = Dense(grad.reshape(n, -1, *shape).sum(1))
     return described
 
 
 def _channels(module: Module, normalized: Tensor, grad: Tensor) -> dict[str, Contribution]:
-    """Scale and shift over dimension 1; everything after it is summed."""
+    """Scale and shift over dimension 1; everything after it is summed. Overwrites ``normalized``."""
     grad = working(grad)
     n, channels = grad.shape[:2]
-    described: dict[str, Contribution] = {"weight": Dense((grad * normalized).reshape(n, channels, -1).sum(2))}
+    described: dict[str, Contribution] = {"weight": Dense(normalized.mul_(grad).reshape(n, channels, -1).sum(2))}
     if module._parameters.get("bias") is not None:
         described["bias"] = Dense(grad.reshape(n, channels, -1).sum(2))
     return described

@@ -1,0 +1,295 @@
+"""Every algorithm that can be chosen gives the same figures, whatever chose it, within the memory that it may use."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from kinds import KINDS, N
+from torch import nn
+from zoo import PROBLEMS, contributions, figures
+from zoo.measured import train_window
+
+import gradscope
+from gradscope.contributions import Convolution, Outer, Probe
+from gradscope.contributions.choice import Choice, Forced, Measured
+from gradscope.contributions.geometry import Geometry
+from gradscope.contributions.workspace import Workspace
+
+#: Relative difference that rounding may make, as for the whole zoo.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
+
+ALGORITHMS = ("Gram", "products", "shifted Gram", "patches", "native")
+OUTER, CONVOLUTION = ("Gram", "products"), ("shifted Gram", "patches", "native")
+
+NAMES = (
+    "Linear, one middle dimension", "Linear, two middle dimensions", "Linear, wide: Gram norms",
+    "Linear, complex, middle dimension", "Conv1d", "Conv2d", "Conv3d", "Conv2d, groups", "Conv2d, stride and dilation",
+    "Conv1d, stride that leaves inputs over", "Conv2d, reflect padding", "ConvTranspose1d", "ConvTranspose2d, everything",
+    "ConvTranspose3d", "tied Linears, middle dimensions", "a weight used at two shapes", "attention", "turned inside",
+    "folded into the batch",
+)  # fmt: skip
+
+
+@cache
+def problem_named(name):
+    return next(problem for problem in PROBLEMS if problem.name == name)
+
+
+@cache
+def truth(name):
+    return {key: figures([h]) for key, h in contributions(problem_named(name)).items()}
+
+
+def measure(name, dtype, choice, **watch):
+    problem = problem_named(name)
+    model = problem.model(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, optimizer, batch_dim=problem.batch_dim, **watch) as scope:
+        scope._session.workspace.choice = choice
+        train_window(problem, model, optimizer)
+        return scope.last
+
+
+@pytest.mark.parametrize("moments", [False, True], ids=["norms", "moments"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_zoos_tolerances_hold_for_each_algorithm(name, algorithm, dtype, moments):
+    report = measure(name, dtype, Forced(algorithm), moments=moments)
+    for key, expected in truth(name).items():
+        found = report.parameters[key]
+        pairs = [(found.sample_norms, expected.sample_norms), (found.trace_cov, expected.trace_cov)]
+        if moments and found.variance is not None:
+            pairs.append((found.variance, expected.variance))
+        for value, wanted in pairs:
+            value, wanted = (torch.as_tensor(one, dtype=torch.float64).flatten() for one in (value, wanted))
+            error = float((value - wanted).norm() / wanted.norm()) if bool(wanted.norm() > 0) else float(value.norm())
+            assert error <= TOLERANCE[dtype], (key, report.coverage[key].rule, error)
+
+
+def test_the_zoo_makes_use_of_every_algorithm():
+    """Else the test above would say nothing."""
+    used = {
+        coverage.rule
+        for name in NAMES
+        for algorithm in ALGORITHMS
+        for coverage in measure(name, torch.float64, Forced(algorithm)).coverage.values()
+    }
+    assert used >= {f"linear ({name})" for name in OUTER} | {f"convolution ({name})" for name in CONVOLUTION}
+
+
+@pytest.mark.parametrize("moments", [False, True], ids=["norms", "moments"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_all_figures_at_once_are_the_figures_one_by_one(kind, algorithm, moments):
+    torch.manual_seed(4)
+    contribution, in_full = KINDS[kind]()
+    in_full = in_full.reshape(N, *contribution.shape)
+    probe = Probe.draw(in_full[0], torch.Generator().manual_seed(0))
+    workspace = Workspace(Forced(algorithm))
+    for _ in range(2):  # again, in memory that has been used
+        found = contribution.figures(probe, moments=moments, workspace=workspace)
+        torch.testing.assert_close(found.squares, in_full.reshape(N, -1).abs().square().sum(1), rtol=1e-11, atol=1e-12)
+        expected = torch.stack([probe.of(one) for one in in_full]).to(found.probes.dtype)
+        torch.testing.assert_close(found.probes, expected, rtol=1e-11, atol=1e-12)
+        assert (found.second_moment is not None) == moments
+        if moments:
+            moment = found.second_moment.reshape(contribution.shape)
+            torch.testing.assert_close(moment, in_full.abs().square().sum(0), rtol=1e-11, atol=1e-12)
+
+
+def long_sequence(positions):
+    torch.manual_seed(positions)
+    inputs, grads = torch.randn(3, 1, positions, 5).double(), torch.randn(3, 1, positions, 7).double()
+    return Outer(inputs, grads, torch.Size((7, 5)))
+
+
+@pytest.mark.parametrize("positions", [2, 47, 48, 49, 127, 128, 131])
+def test_a_triangle_of_any_size_is_the_whole_square(positions):
+    outer = long_sequence(positions)
+    expected = outer.dense().square().sum((1, 2))
+    found = outer.figures(workspace=Workspace(Forced("Gram")))
+    assert found.algorithm == "Gram"
+    torch.testing.assert_close(found.squares, expected, rtol=1e-11, atol=0)
+
+
+def image(size=12, channels=3, out=4, n=3, stride=1):
+    torch.manual_seed(size)
+    x = torch.randn(n, channels, size, size, dtype=torch.float64)
+    positions = (size - 3) // stride + 1
+    grads = torch.randn(n, out, positions, positions, dtype=torch.float64)
+    return Convolution(x, grads, torch.Size((out, channels, 3, 3)), Geometry((3, 3), (stride, stride), (1, 1), 1))
+
+
+@pytest.mark.parametrize("budget", [0, 1, 1000, 10_000, 1 << 30])
+@pytest.mark.parametrize("algorithm", [None, *ALGORITHMS])
+@pytest.mark.parametrize(
+    "build", [lambda: long_sequence(131), image, lambda: image(stride=2)], ids=["linear", "conv", "strided"]
+)
+def test_a_budget_changes_the_size_of_the_pieces_and_no_figure(build, algorithm, budget):
+    contribution = build()
+    in_full = contribution.dense().reshape(3, *contribution.shape)
+    probe = Probe.draw(in_full[0], torch.Generator().manual_seed(0))
+    workspace = Workspace(Choice() if algorithm is None else Forced(algorithm), budget)
+    for moments in (False, True):
+        found = contribution.figures(probe, moments=moments, workspace=workspace)
+        torch.testing.assert_close(found.squares, in_full.flatten(1).square().sum(1), rtol=1e-11, atol=0)
+        torch.testing.assert_close(found.probes.sum(0), probe.of(in_full.sum(0)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.second_moment, in_full.square().sum(0), rtol=1e-11, atol=1e-12)
+
+
+def largest(contribution, workspace, **asked):
+    """Elements of the largest tensor that any operator makes while figures are computed."""
+    sizes = [0]
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            # Views of inputs take no memory.
+            if isinstance(result, torch.Tensor) and not func.is_view:
+                sizes.append(result.untyped_storage().nbytes() // result.element_size())
+            return result
+
+    with Watch():
+        contribution.figures(workspace=workspace, **asked)
+    return max(sizes)
+
+
+def test_intermediate_results_stay_within_the_budget():
+    """64 samples of a 40 × 30 weight at 20 positions: 77 thousand elements of products at once without a budget."""
+    inputs, grads = torch.randn(64, 1, 20, 30).double(), torch.randn(64, 1, 20, 40).double()
+    outer = Outer(inputs, grads, torch.Size((40, 30)))
+    for algorithm in OUTER:
+        assert largest(outer, Workspace(Forced(algorithm))) > 20_000
+        assert largest(outer, Workspace(Forced(algorithm), budget=8 * 4000)) <= 4000
+    assert largest(outer, Workspace(budget=8 * 4000), moments=True) <= 4000
+
+
+def test_a_very_large_image_is_unfolded_in_bands():
+    """One sample's patches would be 9 times the image."""
+    convolution = image(size=100, channels=2, n=2)
+    patches = 2 * 9 * 98 * 98
+    workspace = Workspace(Forced("patches"), budget=8 * 9000)
+    assert largest(convolution, Workspace(Forced("patches"))) >= patches
+    assert largest(convolution, workspace) < patches / 2
+    expected = convolution.dense().square().sum((1, 2, 3, 4))
+    torch.testing.assert_close(convolution.figures(workspace=workspace).squares, expected, rtol=1e-11, atol=0)
+
+
+def test_the_cost_model_depends_on_shapes_alone():
+    first, second = long_sequence(40), long_sequence(40)
+    second = Outer(100 * second.inputs, second.grads, second.shape)
+    assert first.figures(workspace=Workspace()).algorithm == second.figures(workspace=Workspace()).algorithm
+
+
+@pytest.mark.parametrize(
+    ("contribution", "expected"),
+    [
+        (Outer(torch.randn(2, 1, 8, 256), torch.randn(2, 1, 8, 256), torch.Size((256, 256))), "Gram"),
+        (Outer(torch.randn(2, 1, 256, 16), torch.randn(2, 1, 256, 16), torch.Size((16, 16))), "products"),
+    ],
+    ids=["few positions", "many positions"],
+)
+def test_sequences_shorter_than_layers_are_wide_go_by_gram(contribution, expected):
+    assert contribution.figures(workspace=Workspace()).algorithm == expected
+
+
+def test_small_maps_of_many_channels_go_by_gram_and_large_ones_by_patches():
+    for size, channels, expected in ((6, 128, "shifted Gram"), (34, 8, "patches")):
+        assert image(size, channels, channels, n=2).figures(workspace=Workspace()).algorithm == expected
+
+
+def test_second_moments_need_the_gradients_themselves():
+    for build in (lambda: long_sequence(20), image):
+        assert build().figures(moments=True, workspace=Workspace()).algorithm in ("products", "patches", "native")
+
+
+# -- measured choices --------------------------------------------------------------------------------------------------
+
+
+def test_measuring_tries_what_may_be_fastest_once_for_each_case():
+    tried = []
+    choice = Measured()
+
+    def run(name):
+        tried.append(name)
+        return torch.zeros(())
+
+    costs = {"a": 1.0, "b": 2.0, "hopeless": 1000.0}
+    first = choice(("case", 1), lambda: costs, run)
+    assert first in ("a", "b")
+    assert set(tried) == {"a", "b"}
+    tried.clear()
+    assert choice(("case", 1), lambda: costs, run) == first
+    assert not tried
+    assert choice.found == {"case 1": first}
+
+
+def test_what_was_measured_is_taken_over_and_what_cannot_be_used_is_measured_again():
+    choice = Measured()
+    choice.restore({"case 1": "b", "case 2": "gone"})
+    assert choice(("case", 1), lambda: {"a": 1.0, "b": 2.0}, lambda name: 1 / 0) == "b"
+    assert choice(("case", 2), lambda: {"a": 1.0}, lambda name: torch.zeros(())) == "a"
+
+
+def tokens_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def windows(scope, model, optimizer, count):
+    torch.manual_seed(1)
+    for _ in range(count):
+        model(torch.randn(4, 5, 6)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_measured_choices_are_saved_with_the_state_and_restored():
+    model, optimizer = tokens_model()
+    with gradscope.watch(model, optimizer, tune=True) as scope:
+        windows(scope, model, optimizer, 2)
+        state = scope.state_dict()
+    assert len(state["algorithms"]) == 2
+    assert set(state["algorithms"].values()) <= set(OUTER)
+    swapped = {case: "Gram" if name == "products" else "products" for case, name in state["algorithms"].items()}
+    model, optimizer = tokens_model()
+    with gradscope.watch(model, optimizer, tune=True) as scope:
+        scope.load_state_dict({**state, "algorithms": swapped})
+        windows(scope, model, optimizer, 1)
+        rules = {scope.last.coverage[name].rule for name in ("0.weight", "2.weight")}
+    assert rules == {f"linear ({name})" for name in swapped.values()}
+
+
+def test_without_tuning_nothing_is_timed_and_a_tuned_state_is_read_all_the_same():
+    model, optimizer = tokens_model()
+    with gradscope.watch(model, optimizer) as scope:
+        windows(scope, model, optimizer, 1)
+        state = scope.state_dict()
+        assert state["algorithms"] == {}
+        scope.load_state_dict({**state, "algorithms": {"outer": "Gram"}})
+        without = {key: value for key, value in state.items() if key != "algorithms"}
+        scope.load_state_dict(without)  # as written before there were any
+
+
+def test_algorithms_that_are_no_mapping_are_refused():
+    model, optimizer = tokens_model()
+    with gradscope.watch(model, optimizer) as scope:
+        windows(scope, model, optimizer, 1)
+        with pytest.raises(gradscope.errors.StateMismatchError):
+            scope.load_state_dict({**scope.state_dict(), "algorithms": 3})
+
+
+def test_two_runs_by_the_cost_model_give_the_same_bits():
+    found = []
+    for _ in range(2):
+        model, optimizer = tokens_model()
+        with gradscope.watch(model, optimizer, moments=True) as scope:
+            windows(scope, model, optimizer, 2)
+            found.append(scope.last)
+    for name, stats in found[0].parameters.items():
+        assert torch.equal(stats.sample_norms, found[1].parameters[name].sample_norms)
+        assert torch.equal(stats.variance, found[1].parameters[name].variance)
