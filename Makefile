@@ -7,10 +7,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt $(if $(CI),--quiet)
 DEMO_ARGS ?=
 PEER_DRAWS ?= 80
+BENCH_ARGS ?=
+BENCH := -W ignore -m benchmarks.speed
+SMOKE := $(VENV)/smoke
 TEST_ARGS ?= --numprocesses auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers test-families lint format types contract examples readme picture build check clean
+.PHONY: help demo test test-peers test-families lint format types contract examples readme picture build bench bench-smoke bench-gpu check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-14s %s\n' "$$target" "$$what"; done
@@ -54,6 +57,21 @@ picture: $(VENV)/.dev-installed ## draw docs/report.svg, the README's picture, f
 build: $(VENV)/.dev-installed ## build wheel and sdist, install the wheel into a clean environment
 	$(BIN)/python .ci/build.py
 
+bench: $(VENV)/.bench-installed ## a plain step against every tool, two hours; writes docs/speed.md  (BENCH_ARGS="--models mlp")
+	$(BIN)/python $(BENCH) all $(BENCH_ARGS)
+	$(BIN)/python $(BENCH) write
+
+bench-smoke: $(VENV)/.bench-installed ## the same on tiny shapes: shows that it runs, and that figures are right
+	@rm -rf $(SMOKE) && mkdir -p $(SMOKE)
+	$(BIN)/python $(BENCH) time --model mlp,3c3d,resnet,gpt,wide,depthwise,lstm,bert --tiny --threads 1 --rounds 1 --results $(SMOKE)/lines
+	$(BIN)/python $(BENCH) memory --model mlp --tools plain,scope --tiny --threads 1 --results $(SMOKE)/lines
+	$(BIN)/python $(BENCH) growth --axis gpt-length --tiny --threads 1 --rounds 1 --results $(SMOKE)/lines
+	$(BIN)/python $(BENCH) write --results $(SMOKE)/lines --document $(SMOKE)/speed.md
+
+bench-gpu: $(VENV)/.bench-installed ## the same on CUDA, GPT-2 and ResNet-50 too; writes docs/speed-gpu.md
+	$(BIN)/python $(BENCH) all --device cuda --models all $(BENCH_ARGS)
+	$(BIN)/python $(BENCH) write --device cuda --document docs/speed-gpu.md
+
 check: test lint types contract examples readme ## what CI runs
 
 clean: ## remove the environment and everything that was built
@@ -76,4 +94,9 @@ $(VENV)/.dev-installed: pyproject.toml $(VENV)/.created
 
 $(VENV)/.families-installed: $(VENV)/.dev-installed
 	$(PIP) --group families
+	@touch $@
+
+$(VENV)/.bench-installed: $(VENV)/.dev-installed
+	$(PIP) --group bench
+	$(PIP) --no-deps backpack-for-pytorch
 	@touch $@
