@@ -33,7 +33,7 @@ class LayoutMemory:
     def __init__(self) -> None:
         self._known: dict[Key, Layout] = {}
         self._rows: dict[Key, Rows] = {}
-        #: Per parameter or layer: places in the graph that looked as if samples were met there, and where tags showed none.
+        #: Per parameter or layer, and graph: places that looked as if samples were met there, and where tags showed none.
         self.rejected: dict[object, set[Place]] = {}
         #: Calls whose rows are to be looked at one by one, since sums over rows fitted no sample.
         self.every_row: set[Key] = set()

@@ -109,8 +109,11 @@ class OperatorUse:
         if layout.settled:
             # The next forward looks further on.
             self.forward.unsettled = True
-            self.recorder.layouts.rejected.setdefault(self.key[1], set()).add(self.meeting.place)
-        self._withhold(f"where it meets the samples ({self.meeting.name}), rows do not belong to single samples")
+            known = self.recorder.layouts.rejected.setdefault((self.key[1], self.forward.graph), set())
+            known.add(self.meeting.place)
+        reason = f"where it meets the samples ({self.meeting.name}), rows do not belong to single samples"
+        # Either samples interact, or they are met further on: until that is known, an estimate might mean nothing.
+        self._withhold(reason, spoiled=True)
 
     def _described(self, grad: Tensor, layout: BatchDim | Rows) -> dict[str, Contribution]:
         node: Any = torch._C._current_autograd_node()

@@ -67,7 +67,7 @@ def _prefer_operators(recorder: Recorder, forward: Forward, graph: Graph, call: 
     for leaf, node in zip(leaves, nodes, strict=True):
         if node is None or forward.uses.get(leaf.index) != 1:
             return
-        rejected = recorder.layouts.rejected.get(leaf.index, set())
+        rejected = recorder.layouts.rejected.get((leaf.index, forward.graph), set())
         if isinstance(graph.meetings(node, leaf.parameter.shape, forward.samples, set(), rejected), str):
             return
     call.by_operators = call.plan.by_operators = True
@@ -94,7 +94,7 @@ def _look_for_functional_uses(recorder: Recorder, forward: Forward, graph: Graph
 def _hook_leaf(
     recorder: Recorder, forward: Forward, graph: Graph, leaf: Leaf, node: Any, owned: set[tuple[Any, int]]
 ) -> None:
-    rejected = recorder.layouts.rejected.get(leaf.index, set())
+    rejected = recorder.layouts.rejected.get((leaf.index, forward.graph), set())
     meetings = graph.meetings(node, leaf.parameter.shape, forward.samples, owned, rejected)
     if isinstance(meetings, str):
         forward.uncovered[leaf.index] = meetings
@@ -113,7 +113,7 @@ def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Ca
     node = output.grad_fn
     if node is None:
         return
-    rejected = recorder.layouts.rejected.get(call.plan.name, set())
+    rejected = recorder.layouts.rejected.get((call.plan.name, forward.graph), set())
     meetings = graph.meetings(node, output.shape, forward.samples, set(), rejected)
     if isinstance(meetings, str):
         return
