@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,7 +190,7 @@ def unsynchronised(model: nn.Module, synchronised: bool) -> Any:
     return nullcontext()
 
 
-def several(rank: int, world: int, loop: Loop, between: Callable[..., None] | None = None) -> list[dict[str, Any]]:
+def several(rank: int, world: int, loop: Loop) -> list[dict[str, Any]]:
     """One rank's part of the same training."""
     bare = build(loop)
     early = gradscope.watch(bare, **loop.watching) if "before" in loop.wrap else None
@@ -210,22 +210,50 @@ def several(rank: int, world: int, loop: Loop, between: Callable[..., None] | No
     return found
 
 
-def micro(rank: int, world: int, loop: Loop, model: nn.Module, scope: gradscope.Scope, window: int) -> None:
+def micro(rank: int, world: int, loop: Loop, model: nn.Module, scope: gradscope.Scope | None, window: int) -> None:
     """One window's micro-steps of a rank."""
     count = len(loop.sizes)
     flags: Sequence[bool] = loop.synchronised or [step == count - 1 for step in range(count)]
     for step in range(count):
         x, weights = batch(loop, window, step, rank)
         with unsynchronised(model, flags[step]):
-            if loop.weights and len(x):
+            if loop.weights and len(x) and scope is not None:
                 scope.annotate(weights=weights)
             (loss_of(model, x, weights, loop, rank, world) / count).backward()
 
 
+def trained(rank: int, world: int, loop: Loop, *, watched: bool) -> list[Tensor]:
+    """What is left of the training: this rank's parameters and the random state."""
+    bare = build(loop)
+    model = wrapped(bare, loop)
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-2)
+    with gradscope.watch(model, optimizer, **loop.watching) if watched else nullcontext() as scope:
+        for window in range(loop.steps):
+            micro(rank, world, loop, model, scope, window)
+            optimizer.step()
+            _clear(optimizer, loop)
+    parameters = [getattr(one, "_local_tensor", one).detach().clone() for one in bare.parameters()]
+    return [*parameters, torch.get_rng_state()]
+
+
 def all_of(rank: int, world: int, loops: Sequence[Loop]) -> dict[str, Any]:
     """Several loops in one set of processes, which cost more to start than to run."""
-    found = {}
+    found: dict[str, Any] = {}
     for loop in loops:
         found[loop.name] = several(rank, world, loop)
         dist.barrier()
     return found
+
+
+def untouched(rank: int, world: int, loops: Sequence[Loop]) -> dict[str, bool]:
+    """Whether each loop leaves the same bits with and without a scope."""
+    found: dict[str, bool] = {}
+    for loop in loops:
+        plain, watched = (trained(rank, world, loop, watched=flag) for flag in (False, True))
+        found[loop.name] = all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
+    return found
+
+
+def all_and_untouched(rank: int, world: int, loops: Sequence[Loop], again: Sequence[Loop]) -> Any:
+    """Both."""
+    return all_of(rank, world, loops), untouched(rank, world, again)

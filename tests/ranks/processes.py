@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 #: No test here takes longer; a hang is a failure, not a wait.
-SECONDS = 60
+SECONDS = 120
 
 
 class RanksFailedError(AssertionError):

@@ -272,3 +272,7 @@ def test_replicas_of_shards_are_merged_over_both_dimensions(tmp_path):
     for report in run(troubles.two_dimensions, 4, tmp_path):
         assert same(report, expected)
         assert report["norms"] == pytest.approx(expected["norms"], rel=1e-9)
+
+
+def test_the_check_names_a_loss_that_two_real_ranks_average_twice(tmp_path):
+    assert run(troubles.averaged_twice, 2, tmp_path) == ["averaged over ranks twice"] * 2

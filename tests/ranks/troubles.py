@@ -4,6 +4,7 @@ import io
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -441,6 +442,29 @@ def killed_after_backward(rank: int, world: int) -> Any:
     except RuntimeError as error:
         return str(error), time.monotonic() - started, training.end()
     return "nothing was noticed", time.monotonic() - started, training.end()
+
+
+def averaged_twice(rank: int, world: int) -> Any:
+    """A loss over the samples of all ranks, which the wrapper averages once more; and the same without that fault."""
+    torch.manual_seed(0)
+    bare = nn.Linear(FEATURES, CLASSES)
+    model = DistributedDataParallel(bare)
+    batch = torch.randn(12, FEATURES), torch.randn(12, CLASSES)
+
+    def mean(model: nn.Module, batch: Any) -> Tensor:
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    def loop(divisor: int) -> Callable[[Any, Any], None]:
+        def step(model: Any, micro_batches: Any) -> None:
+            samples = sum(len(x) for x, _ in micro_batches)
+            for number, part in enumerate(micro_batches):
+                with nullcontext() if number == len(micro_batches) - 1 else model.no_sync():
+                    (mean(model, part) * len(part[0]) / (samples * divisor)).backward()
+
+        return step
+
+    gradscope.checks.assert_accumulates(loop(1), model, mean, batch)
+    return gradscope.checks.diagnose(loop(world), model, mean, batch).cause
 
 
 def two_dimensions(rank: int, world: int) -> Any:
