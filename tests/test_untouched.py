@@ -96,8 +96,17 @@ def assert_bitwise(found, expected):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"moments": True}, {"subsample": 2}, {"every": 2}, {"budget": 0}, {"second_pass": True}],
-    ids=lambda options: ",".join(map(str, options)) or "default",
+    [
+        {},
+        {"moments": True},
+        {"subsample": 2},
+        {"every": 2},
+        {"budget": 0},
+        {"second_pass": True},
+        {"capture": False},
+        {"capture": "normalization"},
+    ],
+    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()) or "default",
 )
 def test_a_watched_training_run_is_bitwise_the_unwatched_one(build, dtype, options):
     assert_bitwise(run(build, dtype, 5, True, **options), run(build, dtype, 5, False))

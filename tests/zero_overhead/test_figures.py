@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from loops import by_hand, increments, losses, net, samples, sgd, window
+from micro_steps import by_hand, increments, losses, net, samples, sgd, window
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,7 +28,7 @@ def test_a_window_is_what_its_increments_give(sizes, weighted):
             window(model, optimizer, x, sizes, weights=weights, scope=scope if weighted else None)
         report = scope.last
     assert_total(report, by_hand(increments(model, x, sizes, weights), sizes, weights))
-    assert report.samples == 6 and report.micro_steps == len(sizes)
+    assert (report.samples, report.micro_steps) == (6, len(sizes))
     assert {one.status for one in report.coverage.values()} == {"estimated"}
     assert {one.rule for one in report.coverage.values()} == {"micro-steps"}
     assert report.total.sample_norms is None
