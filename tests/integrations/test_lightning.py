@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loops import WAYS, How, Run, assert_same_figures, assert_same_training, batches, build, hooks_on, loss_of, plain
+from plain_loop import (
+    WAYS,
+    How,
+    Run,
+    assert_same_figures,
+    assert_same_training,
+    batches,
+    build,
+    hooks_on,
+    loss_of,
+    plain,
+)
 
 import gradscope
 
@@ -235,7 +246,7 @@ def test_a_resumed_fit_goes_on(tmp_path):
 
 def test_an_unknown_option_is_refused_at_once():
     _, callback_class = packages("lightning")
-    with pytest.raises(gradscope.GradscopeError, match="no option evry. It has .*every"):
+    with pytest.raises(gradscope.GradscopeError, match=r"no option evry\. It has .*every"):
         callback_class(evry=2)
     with pytest.raises(gradscope.GradscopeError, match="log_every is a whole number"):
         callback_class(log_every=0)
