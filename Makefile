@@ -10,10 +10,11 @@ PEER_DRAWS ?= 80
 BENCH_ARGS ?=
 BENCH := -W ignore -m benchmarks.speed
 SMOKE := $(VENV)/smoke
+FOREIGN ?= $(VENV)/foreign
 TEST_ARGS ?= --numprocesses auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers test-families lint format types contract examples readme picture build bench bench-smoke bench-gpu check clean
+.PHONY: help demo test test-peers test-families test-scripts lint format types contract examples readme picture build bench bench-smoke bench-gpu check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-14s %s\n' "$$target" "$$what"; done
@@ -29,6 +30,12 @@ test-peers: $(VENV)/.dev-installed ## the layers and shapes that Opacus and Back
 
 test-families: $(VENV)/.families-installed ## the models of docs/families.md, those of transformers and peft included
 	$(BIN)/python -m pytest tests/families $(TEST_ARGS)
+
+test-scripts: $(VENV)/.dev-installed ## unmodified training scripts of others under gradscope run, fetched if need be  (FOREIGN=folder)
+	$(PIP) --group scripts
+	@test -d $(FOREIGN)/nanoGPT || git clone --quiet --depth 1 https://github.com/karpathy/nanoGPT $(FOREIGN)/nanoGPT
+	@test -d $(FOREIGN)/examples || git clone --quiet --depth 1 https://github.com/pytorch/examples $(FOREIGN)/examples
+	GRADSCOPE_FOREIGN=$(abspath $(FOREIGN)) $(BIN)/python -m pytest tests/run/test_foreign_scripts.py
 
 lint: $(VENV)/.dev-installed ## style: ruff check and ruff format --check
 	$(BIN)/ruff check .

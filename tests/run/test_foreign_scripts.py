@@ -22,22 +22,10 @@ from gradscope.runlog import read_run_log
 FOREIGN = os.environ.get("GRADSCOPE_FOREIGN", "")
 STAND_IN = Path(__file__).with_name("stand_in")
 GPT = [
-    "--dataset=text",
-    "--device=cpu",
-    "--dtype=float32",
-    "--eval_iters=2",
-    "--eval_interval=10",
-    "--log_interval=1",
-    "--block_size=32",
-    "--batch_size=8",
-    "--n_layer=2",
-    "--n_head=2",
-    "--n_embd=32",
-    "--max_iters=20",
-    "--lr_decay_iters=20",
-    "--warmup_iters=4",
-    "--gradient_accumulation_steps=2",
-]
+    "--dataset=text", "--device=cpu", "--dtype=float32", "--eval_iters=2", "--eval_interval=10", "--log_interval=1",
+    "--block_size=32", "--batch_size=8", "--n_layer=2", "--n_head=2", "--n_embd=32", "--max_iters=20",
+    "--lr_decay_iters=20", "--warmup_iters=4", "--gradient_accumulation_steps=2",
+]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
     not FOREIGN, reason="GRADSCOPE_FOREIGN names no folder with nanoGPT and examples: make test-scripts fetches them"
