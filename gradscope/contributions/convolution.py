@@ -14,12 +14,15 @@ from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.outer import Outer
-from gradscope.contributions.patches import by_native, by_patches, native_gradient
+from gradscope.contributions.patches import by_native, by_patches, filtered_probe, native_gradient
 from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.shifted_gram import by_shifted_gram
 from gradscope.contributions.shifts import Shifts
 from gradscope.contributions.workspace import Workspace
+
+#: Up to this many channels (of a group) the right factor is met by a native convolution, which reads them less often.
+FEW_CHANNELS = 8
 
 
 class Convolution(Contribution):
@@ -96,7 +99,9 @@ class Convolution(Contribution):
         return Figures(squares, None if probes is None else widen(probes), None, SHIFTED_GRAM)
 
     def probe(self, probe: Probe) -> Tensor:
-        return widen(Shifts.of(self.inputs, self.grads, self.geometry).probe(probe))
+        if self.shape[1] > FEW_CHANNELS:
+            return widen(Shifts.of(self.inputs, self.grads, self.geometry).probe(probe))
+        return widen(filtered_probe(self.inputs, self.grads, self.shape, self.geometry, probe))
 
     def one(self, i: int) -> Tensor:
         return native_gradient(self.inputs[i : i + 1], self.grads[i : i + 1], self.shape, self.geometry)

@@ -10,7 +10,7 @@ from gradscope.contributions.costs import rates
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.gram import share, strips, triangle
 from gradscope.contributions.precision import BLOCK, row_squares
-from gradscope.contributions.products import Reduction
+from gradscope.contributions.products import FEW, Reduction, pieces
 from gradscope.contributions.workspace import Workspace
 
 GRAM, PRODUCTS = "Gram", "products"
@@ -48,8 +48,8 @@ def by_gram(inputs: Tensor, grads: Tensor, workspace: Workspace | None = None) -
     """``Σ_{s,t} ⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩``; samples whose positions cancel are computed again from their product."""
     workspace = workspace or Workspace()
     n, groups, positions = inputs.shape[:3]
-    room = workspace.room(groups * positions * positions, inputs)
-    parts = [_gram(inputs[i : i + room], grads[i : i + room], workspace) for i in range(0, n, room)]
+    step = pieces(n, workspace.room(groups * positions * positions, inputs))
+    parts = [_gram(inputs[i : i + step], grads[i : i + step], workspace) for i in range(0, n, step)]
     squares, lost = parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if bool(lost.any()):
         index = lost.nonzero()[:, 0]
@@ -79,20 +79,22 @@ def by_products(
 ) -> Figures:
     """Each sample's gradient built, reduced and dropped, a few samples at a time; the moment as ``[groups, p, d]``."""
     workspace = workspace or Workspace()
-    n, groups, _, d = inputs.shape
+    n, groups, positions, d = inputs.shape
     p = grads.shape[3]
     # More rows than columns are up to 1.8 × as fast as the reverse on two threads.
     transposed = groups == 1 and d > p
     first, second = (inputs, grads) if transposed else (grads, inputs)
-    rows, columns = first.shape[3], second.shape[3]
-    reduction = Reduction(n, probe, moments=moments, transposed=transposed)
+    size = (groups, first.shape[3], second.shape[3])
+    reduction = Reduction(n, size, probe, inputs, moments=moments, transposed=transposed)
     # At least two at once, so that two threads have a product each.
     room = workspace.room(groups * d * p, inputs, 2)
-    for i in range(0, n, room):
-        left, right = first[i : i + room].flatten(0, 1), second[i : i + room].flatten(0, 1)
-        product = workspace.buffer("product", (left.shape[0], rows, columns), left)
-        torch.bmm(left.mT, right, out=product)
-        reduction.take(product.unflatten(0, (-1, groups)))
+    if room < FEW:
+        # Gradients this large are built in bands of rows, for as many samples as their factors allow.
+        room = workspace.room(groups * positions * (d + p), inputs, 2)
+    step = pieces(n, room)
+    for i in range(0, n, step):
+        left, right = first[i : i + step].flatten(0, 1), second[i : i + step].flatten(0, 1)
+        reduction.multiply(left.mT, right, i, workspace)
     return reduction.figures(torch.Size((groups, p, d)), PRODUCTS)
 
 

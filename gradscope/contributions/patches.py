@@ -12,7 +12,7 @@ from gradscope.contributions.contribution import Probe
 from gradscope.contributions.convolution_costs import NATIVE, PATCHES
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
-from gradscope.contributions.products import Reduction
+from gradscope.contributions.products import Reduction, pieces
 from gradscope.contributions.workspace import Workspace
 
 #: A single sample's patches are unfolded whole up to this many times the usual room.
@@ -38,24 +38,26 @@ def by_patches(
     positions = tuple(grads.shape[2:])
     patch, out = inputs.shape[1] // groups * prod(geometry.kernel), grads.shape[1] // groups
     transposed = groups == 1 and patch > out
-    reduction = Reduction(inputs.shape[0], probe, moments=moments, transposed=transposed)
+    size = (groups, patch, out) if transposed else (groups, out, patch)
+    reduction = Reduction(inputs.shape[0], size, probe, inputs, moments=moments, transposed=transposed)
     width = prod(positions[1:])
     row = inputs.shape[1] * prod(geometry.kernel) * width
-    room = workspace.room(row * positions[0], inputs, 2)
-    for i in range(0, inputs.shape[0], room):
-        back = grads[i : i + room].flatten(2).unflatten(1, (groups, -1)).flatten(0, 1)
+    step = pieces(inputs.shape[0], workspace.room(row * positions[0], inputs, 2))
+    for i in range(0, inputs.shape[0], step):
+        back = grads[i : i + step].flatten(2).unflatten(1, (groups, -1)).flatten(0, 1)
         product: Tensor | None = None
         for first, band in _bands(positions, row, inputs, workspace):
-            patches = geometry.unfold(inputs[i : i + room], first, band, workspace.buffer)
+            patches = geometry.unfold(inputs[i : i + step], first, band, workspace.buffer)
             own = back[:, :, first * width : (first + band[0]) * width]
-            left, right = (patches, own) if transposed else (own, patches)
-            if product is None:
-                product = workspace.buffer("product", (left.shape[0], left.shape[1], right.shape[1]), left)
-                torch.bmm(left, right.mT, out=product)
+            left, right = (patches, own.mT) if transposed else (own, patches.mT)
+            if band == positions:
+                reduction.multiply(left, right, i, workspace)
+            elif product is None:
+                product = torch.bmm(left, right)
             else:
-                product.baddbmm_(left, right.mT)
+                product.baddbmm_(left, right)
         if product is not None:
-            reduction.take(product.unflatten(0, (-1, groups)))
+            reduction.take(product, i)
     return reduction.figures(shape, PATCHES)
 
 
@@ -73,10 +75,12 @@ def by_native(
     inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry, probe: Probe | None, *, moments: bool = False
 ) -> Figures:
     """Each sample's gradient by torch's own backward of the convolution."""
-    reduction = Reduction(inputs.shape[0], probe, moments=moments)
+    groups = geometry.groups
+    size = (groups, shape[0] // groups, shape.numel() // shape[0])
+    reduction = Reduction(inputs.shape[0], size, probe, inputs, moments=moments)
     for i in range(inputs.shape[0]):
         one = native_gradient(inputs[i : i + 1], grads[i : i + 1], shape, geometry)
-        reduction.take(one.reshape(1, 1, shape[0], -1))
+        reduction.take(one.reshape(size), i)
     return reduction.figures(shape, NATIVE)
 
 
@@ -88,3 +92,14 @@ def native_gradient(inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: 
         [False, True, False],
     )[1]  # fmt: skip
     return found
+
+
+def filtered_probe(inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry, probe: Probe) -> Tensor:
+    """``⟨hᵢ, Rⱼ⟩``, ``[n, k]``: the right factor by one native convolution with k random filters, so that nothing is unfolded."""
+    n, groups, k = inputs.shape[0], geometry.groups, probe.right.shape[0]
+    kernels = probe.right.reshape(k, *shape[1:]).repeat(groups, *[1] * (len(shape) - 1))
+    none = [0] * len(geometry.kernel)
+    right = torch.convolution(inputs, kernels, None, geometry.stride, none, geometry.dilation, False, none, groups)
+    left = probe.left.reshape(k, groups, -1).transpose(0, 1)
+    apart = grads.reshape(n, groups, grads.shape[1] // groups, -1)
+    return torch.matmul(left, apart).mul_(right.reshape(n, groups, k, -1)).sum((1, 3))

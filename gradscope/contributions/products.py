@@ -8,48 +8,83 @@ from torch import Tensor
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.precision import row_squares
+from gradscope.contributions.workspace import Workspace
 
 #: Up to this many samples are added to a second moment one after another; more are summed first.
 FEW = 4
 
+#: Rows of a band, at least: thinner products are slow.
+ROWS = 64
+
+
+def pieces(samples: int, room: int) -> int:
+    """Samples a piece, so that no piece is larger than the room and all are about as large."""
+    return -(-samples // -(-samples // min(room, samples))) if samples else 1
+
 
 class Reduction:
-    """Figures that are filled in as the gradients of some samples exist for a moment.
+    """Figures that are filled in as parts of some samples' gradients exist for a moment.
 
     Args:
         samples: n.
+        size: ``(groups, rows, columns)`` of the gradients.
         probe: random directions, or None.
         moments: whether the elementwise second moment is wanted.
         transposed: whether the gradients come as ``[d, p]`` instead of ``[p, d]``; with one group only.
+        like: a tensor of the gradients' dtype and device.
     """
 
-    def __init__(self, samples: int, probe: Probe | None, *, moments: bool, transposed: bool = False) -> None:
-        self.samples = samples
-        self.probe = probe
-        self.moments = moments
+    def __init__(
+        self, samples: int, size: tuple[int, int, int], probe: Probe | None, like: Tensor,
+        *, moments: bool, transposed: bool = False,
+    ) -> None:  # fmt: skip
+        self.size = size
         self.transposed = transposed
-        self._squares: list[Tensor] = []
-        self._probes: list[Tensor] = []
-        self._moment: Tensor | None = None
+        self._squares = like.new_zeros(samples, dtype=torch.float64)
+        self._moment = like.new_zeros(size, dtype=like.dtype.to_real()) if moments else None
+        self._rows = self._columns = self._probes = None
+        if probe is not None:
+            rows, self._columns = (probe.right, probe.lefts) if transposed else (probe.left, probe.rights)
+            self._rows = rows.reshape(len(self._columns), size[0], size[1])
+            wide = torch.complex128 if like.is_complex() else torch.float64
+            self._probes = like.new_zeros(len(self._columns), samples, dtype=wide)
 
-    def take(self, product: Tensor) -> None:
-        """The gradients ``[chunk, groups, rows, columns]`` of the next samples; they are overwritten."""
-        if self.probe is not None:
-            self._probes.append(self._probe(product, self.probe))
-        self._squares.append(row_squares(product))
-        if self.moments:
-            self._add_squares(product.abs().square_() if product.is_complex() else product.square_())
+    def multiply(self, left: Tensor, right: Tensor, sample: int, workspace: Workspace) -> None:
+        """Build and take the gradients ``left @ right`` of the samples from ``sample`` on, in bands of rows.
 
-    def _probe(self, product: Tensor, probe: Probe) -> Tensor:
-        rows, columns = (probe.right, probe.left) if self.transposed else (probe.left, probe.right)
-        halfway = torch.stack([product.reshape(-1, product.shape[3]).mv(column) for column in columns.unbind()])
-        return (halfway.reshape(len(columns), product.shape[0], -1) * rows.unsqueeze(1)).sum(2)
+        Args:
+            left: ``[chunk·groups, rows, T]``.
+            right: ``[chunk·groups, T, columns]``.
+            sample: the first sample's index.
+            workspace: scratch memory.
+        """
+        many, rows, columns = left.shape[0], left.shape[1], right.shape[2]
+        band = pieces(rows, workspace.room(many * columns, left, min(ROWS, rows)))
+        for row in range(0, rows, band):
+            part = left[:, row : row + band] if band < rows else left
+            product = workspace.buffer("product", (many, part.shape[1], columns), left)
+            self.take(torch.bmm(part, right, out=product), sample, row)
 
-    def _add_squares(self, squares: Tensor) -> None:
-        if len(squares) > FEW:
-            squares = squares.sum(0, keepdim=True)
-        for one in squares:
-            self._moment = one.clone() if self._moment is None else self._moment.add_(one)
+    def take(self, product: Tensor, sample: int, row: int = 0) -> None:
+        """Some rows of some samples' gradients, which are overwritten.
+
+        Args:
+            product: ``[chunk·groups, band, columns]``.
+            sample: the first sample's index.
+            row: the first row's.
+        """
+        product = product.unflatten(0, (-1, self.size[0]))
+        own, band = slice(sample, sample + product.shape[0]), slice(row, row + product.shape[2])
+        if self._probes is not None and self._rows is not None and self._columns is not None:
+            flat = product.reshape(-1, product.shape[3])
+            for probes, rows, column in zip(self._probes, self._rows, self._columns, strict=True):
+                met = flat.mv(column).reshape(product.shape[0], -1)
+                probes[own] += met.mv(rows[:, band].reshape(-1))
+        self._squares[own] += row_squares(product)
+        if self._moment is not None:
+            squares = product.abs().square_() if product.is_complex() else product.square_()
+            for one in squares.sum(0, keepdim=True) if len(squares) > FEW else squares:
+                self._moment[:, band] += one
 
     def figures(self, shape: torch.Size, algorithm: str) -> Figures:
         """All of it.
@@ -58,11 +93,7 @@ class Reduction:
             shape: the parameter's.
             algorithm: what built the gradients.
         """
-        probes = None
-        if self.probe is not None:
-            probes = torch.cat(self._probes, 1).T
-            probes = probes.to(torch.complex128 if probes.is_complex() else torch.float64)
         moment = self._moment
         if moment is not None:
             moment = (moment.mT if self.transposed else moment).reshape(shape).contiguous()
-        return Figures(torch.cat(self._squares), probes, moment, algorithm)
+        return Figures(self._squares, None if self._probes is None else self._probes.T, moment, algorithm)
