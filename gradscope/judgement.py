@@ -85,7 +85,8 @@ def device_numbers(records: Sequence[Measured], step: MicroStep) -> Tensor:
     """
     arrivals = [record.arrival for record in records if record.arrival is not None]
     unguarded = step.spot is None and step.signs is None and step.chosen is None
-    if unguarded and len(records) == len(arrivals) and all(_comparable(record, True) for record in records):
+    kinds = [_kind(record) for record in records]
+    if unguarded and len(records) == len(arrivals) and set(kinds) <= {(False, 1)}:
         return _compare_all(records, arrivals)
     table = arrivals[0].squared_norm.new_full((len(records), FIELDS), float("nan"))
     table[:, 1] = torch.stack([arrival.squared_norm for arrival in arrivals])
@@ -94,9 +95,9 @@ def device_numbers(records: Sequence[Measured], step: MicroStep) -> Tensor:
             table[k, 6] = record.signed_sum
         if record.built is not None and record.norms is not None and step.spot is not None:
             table[k, 7], table[k, 8] = record.norms[step.spot], record.built
-    for real in (True, False):
-        rows = [k for k, r in enumerate(records) if _comparable(r, real)]
-        if rows:
+    for kind in dict.fromkeys(kinds):
+        if kind is not None:
+            rows = [k for k, other in enumerate(kinds) if other == kind]
             _compare([records[k] for k in rows], step, table, torch.tensor(rows, device=table.device))
     return table
 
@@ -120,8 +121,11 @@ def read(row: Sequence[float], samples: int) -> Numbers:
     return Numbers(abs(off), fresh_sq, own_sq, lengths / sqrt(samples))
 
 
-def _comparable(record: Measured, real: bool) -> bool:
-    return record.norms is not None and record.probes is not None and record.probes.is_complex() is not real
+def _kind(record: Measured) -> tuple[bool, int] | None:
+    """What is compared together: complex or not, and along how many directions (parameters that failed look along all)."""
+    if record.norms is None or record.probes is None:
+        return None
+    return record.probes.is_complex(), record.probes.shape[1]
 
 
 def _compare(records: Sequence[Measured], step: MicroStep, table: Tensor, rows: Tensor) -> None:

@@ -1,0 +1,61 @@
+"""What users do to a model that could make figures wrong or cost them: each window right, or withheld with a reason."""
+
+import torch
+from torch import nn
+
+import gradscope
+
+N = 6
+
+
+def waves(output):
+    """A loss per sample that no layer is blind to."""
+    rows = output.reshape(output.shape[0], -1)
+    return ((rows + 0.7).sin() * (1 + torch.arange(rows.shape[1]).remainder(3))).sum(1)
+
+
+def truth(model, x):
+    losses, named = waves(model(x)), list(model.named_parameters())
+    rows = [torch.autograd.grad(loss, [p for _, p in named], retain_graph=True) for loss in losses]
+    return {
+        name: torch.stack([len(rows) * row[k].to_dense().norm() for row in rows]) for k, (name, _) in enumerate(named)
+    }
+
+
+def windows(model, count=4, **options):
+    """Reports and what single samples say, over windows with other samples and other weights."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with gradscope.watch(model, optimizer, **options) as scope:
+        for number in range(count):
+            x = torch.randn(N, 3, generator=torch.Generator().manual_seed(number)).double()
+            expected = truth(model, x)
+            waves(model(x)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            yield scope.last, expected
+
+
+def agrees(report, expected, names):
+    for name in names:
+        assert report.coverage[name].status == "exact", (name, report.coverage[name])
+        torch.testing.assert_close(report.parameters[name].sample_norms, expected[name], rtol=1e-8, atol=1e-12)
+
+
+class ScaledBehind(nn.Module):
+    """The user's own hook comes after ours, and changes the gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        hidden.register_hook(lambda grad: 2 * grad)
+        return self.second(hidden.tanh())
+
+
+def test_a_layer_that_is_withheld_costs_the_others_nothing_in_any_window():
+    torch.manual_seed(0)
+    for report, expected in windows(ScaledBehind().double()):
+        assert {report.coverage[name].status for name in ("first.weight", "first.bias")} == {"mismatch"}
+        agrees(report, expected, ["second.weight", "second.bias"])
