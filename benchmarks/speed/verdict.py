@@ -12,8 +12,9 @@ from torch import Tensor
 from benchmarks.speed.tools.tool import Figures
 from benchmarks.speed.truth import Truth
 
-#: Relative difference up to which a figure counts as right: float32, and ReLU's kinks that float64 sees otherwise.
-TOLERANCE = 5e-3
+#: Relative difference up to which a figure counts as right: 50 layers of float32 (or of cuDNN's TF32), and ReLU's kinks,
+#: which float64 sees otherwise. What is wrong is wrong by far more.
+TOLERANCE = 2e-2
 #: The same under autocast to 16 bits, whose truth is of full precision.
 LOW_PRECISION = 1e-1
 #: A parameter's figures below this share of the largest are rounding noise (attention's key biases).

@@ -66,7 +66,7 @@ LARGE = {
         "ResNet-50 GroupNorm, n 64, 224 × 224",
         resnet50,
         {"n": 64, "size": 224, "width": 64},
-        {"n": 3, "size": 96, "width": 8},
+        {"n": 3, "size": 64, "width": 8},
         30.0,
         chunk=8,
     ),
