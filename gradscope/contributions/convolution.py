@@ -14,7 +14,7 @@ from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.outer import Outer
-from gradscope.contributions.patches import by_native, by_patches, filtered_probe, native_gradient
+from gradscope.contributions.patches import by_native, by_patches, depthwise, filtered_probe, native_gradient
 from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.shifted_gram import by_shifted_gram
@@ -79,7 +79,7 @@ class Convolution(Contribution):
         if algorithm == SHIFTED_GRAM:
             return self._by_gram(workspace, probe)
         # Each way reads what it needs once for each direction: the gradients, or the factors.
-        small = self.shape[0] <= prod(self.grads.shape[2:])
+        small = self.shape[0] <= self.geometry.groups * prod(self.grads.shape[2:])
         given = probe if small else None
         if algorithm == PATCHES:
             found = by_patches(
@@ -99,6 +99,10 @@ class Convolution(Contribution):
         return Figures(squares, None if probes is None else widen(probes), None, SHIFTED_GRAM)
 
     def probe(self, probe: Probe) -> Tensor:
+        if depthwise(self.shape, self.geometry) and not self.inputs.is_complex():
+            found = by_native(self.inputs, self.grads, self.shape, self.geometry, probe).probes
+            if found is not None:
+                return found
         if self.shape[1] > FEW_CHANNELS:
             return widen(Shifts.of(self.inputs, self.grads, self.geometry).probe(probe))
         return widen(filtered_probe(self.inputs, self.grads, self.shape, self.geometry, probe))

@@ -38,7 +38,8 @@ def costs(
     chunks = -(-n // workspace.room(groups * unfolded, inputs, 2))
     found = {PATCHES: n * groups * (work * rate.multiply + unfolded * rate.unfold + reduced) + 8 * rate.call * chunks}
     if not inputs.is_complex():
-        found[NATIVE] = n * (groups * (work * rate.native_multiply + reduced) + rate.native)
+        calls = 1 if channels == out == 1 else n
+        found[NATIVE] = n * groups * (work * rate.native_multiply + reduced) + calls * rate.native
     if not moments:
         grid = grid_of(tuple(inputs.shape[2:]), geometry)
         flat, pixels = taken(grid, tuple(grads.shape[2:])), prod(grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -74,14 +75,25 @@ def _bands(
 def by_native(
     inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry, probe: Probe | None, *, moments: bool = False
 ) -> Figures:
-    """Each sample's gradient by torch's own backward of the convolution."""
-    groups = geometry.groups
+    """Each sample's gradient by torch's own backward of the convolution.
+
+    One sample at a time; where each channel is a group of its own, the channels of all samples are groups of one convolution.
+    """
+    n, groups = inputs.shape[0], geometry.groups
     size = (groups, shape[0] // groups, shape.numel() // shape[0])
-    reduction = Reduction(inputs.shape[0], size, probe, inputs, moments=moments)
-    for i in range(inputs.shape[0]):
-        one = native_gradient(inputs[i : i + 1], grads[i : i + 1], shape, geometry)
-        reduction.take(one.reshape(size), i)
+    reduction = Reduction(n, size, probe, inputs, moments=moments)
+    step = n if depthwise(shape, geometry) else 1
+    many = replace(geometry, groups=step * groups)
+    for i in range(0, n, step):
+        x, back = (factor[i : i + step].flatten(0, 1).unsqueeze(0) for factor in (inputs, grads))
+        found = native_gradient(x, back, torch.Size((step * shape[0], *shape[1:])), many)
+        reduction.take(found.reshape(step * groups, *size[1:]), i)
     return reduction.figures(shape, NATIVE)
+
+
+def depthwise(shape: torch.Size, geometry: Geometry) -> bool:
+    """Whether each channel is a group of its own: then a sample's gradient is much smaller than what it was read from."""
+    return shape[1] == 1 and shape[0] == geometry.groups
 
 
 def native_gradient(inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:

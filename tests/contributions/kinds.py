@@ -32,9 +32,11 @@ def scatter(n: int, t: int, v: int, p: int) -> tuple[Contribution, Tensor]:
     return Scatter(ids, grads, torch.Size((v, p))), truth
 
 
-def convolution(groups: int, stride: int, dilation: int) -> tuple[Contribution, Tensor]:
-    x = torch.randn(N, 4, 9, 8, dtype=torch.float64)
-    kernel = torch.zeros(6, 4 // groups, 2, 3, dtype=torch.float64, requires_grad=True)
+def convolution(
+    groups: int, stride: int, dilation: int, channels: int = 4, out: int = 6
+) -> tuple[Contribution, Tensor]:
+    x = torch.randn(N, channels, 9, 8, dtype=torch.float64)
+    kernel = torch.zeros(out, channels // groups, 2, 3, dtype=torch.float64, requires_grad=True)
     out = F.conv2d(x, kernel, stride=stride, dilation=dilation, groups=groups)
     grads = torch.randn_like(out)
     rows = [torch.autograd.grad((out[i] * grads[i]).sum(), kernel, retain_graph=True)[0] for i in range(N)]
@@ -62,6 +64,9 @@ KINDS = {
     "scatter of nothing": lambda: scatter(N, 0, 3, 2),
     "convolution": lambda: convolution(1, 1, 1),
     "convolution, groups, stride, dilation": lambda: convolution(2, 2, 2),
+    "convolution, each channel a group": lambda: convolution(4, 1, 2, out=4),
+    "convolution, many channels": lambda: convolution(1, 2, 1, channels=12),
+    "convolution, many channels in groups": lambda: convolution(2, 2, 1, channels=20),
     "dense vector": lambda: dense(4),
     "dense number": lambda: dense(),
     "dense matrix": lambda: dense(3, 2, 2),
