@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,3 +41,8 @@ class Coverage:
     def measured(self) -> bool:
         """Whether this parameter has figures."""
         return self.status in ("exact", "estimated", "second pass")
+
+
+def of_normalization_only(coverage: Mapping[str, Coverage]) -> bool:
+    """Whether normalisation layers alone were measured, so that figures of the whole model are predicted from theirs."""
+    return any(one.reason == NORMALIZATION_ONLY for one in coverage.values())

@@ -11,7 +11,7 @@ from gradscope.reporter.glyphs import UNICODE
 from gradscope.reporter.grid import fitted
 from gradscope.reporter.headline import facts
 from gradscope.reporter.lines import layer_rows, total_row
-from gradscope.reporter.names import TOTAL, shown_name
+from gradscope.reporter.names import NORMALIZATION, TOTAL, shown_name
 from gradscope.reporter.notes import Note, notes
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _table(rows: Sequence[Stats]) -> str:
 
 
 def _row(row: Stats, columns: Sequence[Column], widths: dict[str, int]) -> str:
-    line = ' style="border-top:1px solid;font-weight:600"' if row.name == TOTAL else ""
+    line = ' style="border-top:1px solid;font-weight:600"' if row.name in (TOTAL, NORMALIZATION) else ""
     name = _cell("td", "left", shown_name(row.name, UNICODE), "")
     cells = (_cell("td", column.justify, *column.cell(row, UNICODE, widths[column.key])) for column in columns)
     return f"<tr{line}>{name}{''.join(cells)}</tr>"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gradscope.coverage import of_normalization_only
 from gradscope.reporter.glyphs import Glyphs
 from gradscope.reporter.grid import Line, grid
 from gradscope.reporter.headline import headline
-from gradscope.reporter.names import TOTAL
+from gradscope.reporter.names import NORMALIZATION, TOTAL
 from gradscope.reporter.notes import notes
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def layer_rows(report: Report, depth: int | None = None) -> list[Stats]:
 
 def total_row(report: Report) -> Stats:
     """The totals, under the name that the table gives them."""
-    return replace(report.total, name=TOTAL)
+    return replace(report.total, name=NORMALIZATION if of_normalization_only(report.coverage) else TOTAL)
 
 
 def _table(report: Report, rows: list[Stats], glyphs: Glyphs, width: int) -> list[Line]:

@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from gradscope.coverage import of_normalization_only
 from gradscope.reporter.figures import power, short
 from gradscope.reporter.glyphs import ASCII
 from gradscope.reporter.lines import layer_rows
@@ -27,6 +28,7 @@ def log_line(report: Report, depth: int | None = None) -> str:
         "n": str(report.window_samples),
         "micro_steps": str(report.window_micro_steps),
         "noise": _noise(report.total),
+        "predicted_from": "normalization" if of_normalization_only(report.coverage) else "",
         "snr": _number(report.total.snr),
         "top": ",".join(_noisiest(layer_rows(report, depth))),
         "check": _check(report),

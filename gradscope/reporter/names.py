@@ -12,6 +12,8 @@ from gradscope.reporter.text import cut_middle
 
 #: Names of rows that are no module's.
 ROOT, TOTAL = "(model)", "all layers"
+#: The total's name where normalisation layers alone were measured: theirs is not the model's.
+NORMALIZATION = "norm layers"
 
 #: How much of a cut name its beginning gets, in the order in which it is tried.
 _HEAD_SHARES = (0.4, 0.2, 0.6, 0.0, 0.8)

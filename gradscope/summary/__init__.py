@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradscope.coverage import Coverage
+from gradscope.coverage import Coverage, of_normalization_only
 from gradscope.report import Report, Stats
 from gradscope.statistics.verdict import NO_WINDOW, verdict
 from gradscope.summary.digest import Digest, digest
@@ -67,6 +67,14 @@ def summarise(
 def _verdict(total: Stats, found: Digest) -> str:
     """The verdict on the totals, or why there is none."""
     averaged = found.figures.windows[found.total]
+    said = _of_totals(total, averaged, found)
+    if not of_normalization_only(found.newest.coverage) or total.numel == 0:
+        return said
+    share = total.numel / _trainable(found.parameters, found.newest)
+    return f"predicted from normalisation layers ({100 * share:.2g} % of the elements), not measured: {said}"
+
+
+def _of_totals(total: Stats, averaged: int, found: Digest) -> str:
     if total.reason and (total.numel == 0 or averaged == 0 or bool(found.sums.mismatch.any())):
         return f"no verdict: {total.reason}"
     return verdict(found.newest.samples, averaged, total.noise_scale, total.noise_scale_interval)
