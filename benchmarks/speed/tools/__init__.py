@@ -30,6 +30,7 @@ TOOLS = {
     # norms
     "scope": Tool("gradscope", "norms", _watched(), ours=True, cost=1.3),
     "scope-fused": Tool("gradscope, fused=True", "norms", _watched(fused=True), ours=True, cost=1.2),
+    "scope-tuned": Tool("gradscope, tune=True", "norms", _watched(tune=True), ours=True, cost=1.3),
     "scope-report": Tool("gradscope, a report each step", "norms", Reported, ours=True, cost=1.4),
     "fastdp": Tool("fastDP, norm hooks only", "norms", fastdp.NormHooks, needs=("fastDP.autograd_grad_sample",)),
     "backpack-l2": Tool("BackPACK BatchL2Grad", "norms", backpack.BatchL2, needs=("backpack",), cost=1.8),
@@ -55,6 +56,10 @@ TOOLS = {
     # less
     "scope-quarter": Tool("gradscope, subsample: a quarter", "less", _quarter, ours=True, cost=1.2),
     "scope-every": Tool("gradscope, every=16", "less", _watched(every=16), ours=True, cost=1.1, rounds=32),
+    "scope-norm-layers": Tool(
+        "gradscope, normalisation layers only", "less", _watched(capture="normalization"), ours=True, cost=1.1,
+        note="a prediction for the other layers",
+    ),
     "scope-no-capture": Tool(
         "gradscope, capture=False, two micro-steps", "less", WithoutCapture, ours=True, cost=1.2, against="plain-2"
     ),
