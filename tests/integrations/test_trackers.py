@@ -2,6 +2,7 @@
 
 import math
 import os
+import struct
 import sys
 
 import pytest
@@ -53,19 +54,32 @@ def test_tensorboard(tmp_path):
         assert_held(found, expected[window], rel=1e-5)
 
 
+def records_in(path):
+    """The records of a run file of wandb, which is a log of LevelDB: parts of records in blocks of 32 KiB."""
+    content, place, begun = path.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        left = 32_768 - place % 32_768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        begun = (b"" if kind in (1, 2) else begun) + content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield begun
+
+
 def rows_of(folder):
     """The rows of an offline run of wandb."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store = DataStore()
-    store.open_for_scan(str(next(folder.rglob("*.wandb"))))
     rows = []
-    while (scanned := store.scan_data()) is not None:
+    for found in records_in(next(folder.rglob("*.wandb"))):
         record = wandb_internal_pb2.Record()
-        record.ParseFromString(scanned)
+        record.ParseFromString(found)
         if record.WhichOneof("record_type") == "history":
-            rows.append({item.key or "/".join(item.nested_key): float(item.value_json) for item in record.history.item})
+            items = record.history.item
+            rows.append({item.key or "/".join(item.nested_key): float(item.value_json) for item in items})
     return rows
 
 
@@ -106,11 +120,18 @@ def test_wandb_the_last_figures_are_kept_where_the_user_logs_nothing(wandb_run, 
     assert_held(rows_of(tmp_path)[-1], expected[9])
 
 
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory):
+    """Making its database takes seconds: once."""
+    module = pytest.importorskip("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        module.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/runs.db")
+        yield module
+
+
 @pytest.mark.parametrize("given", ["module", "run", "client"])
-def test_mlflow(given, tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/runs.db")
+def test_mlflow(given, mlflow):
     with mlflow.start_run() as run:
         expected = train({"module": mlflow, "run": run, "client": mlflow.MlflowClient()}[given], every=4)
     client = mlflow.MlflowClient()
