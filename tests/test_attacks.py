@@ -1,5 +1,6 @@
 """What users do to a model that could make figures wrong or cost them: each window right, or withheld with a reason."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -59,3 +60,37 @@ def test_a_layer_that_is_withheld_costs_the_others_nothing_in_any_window():
     for report, expected in windows(ScaledBehind().double()):
         assert {report.coverage[name].status for name in ("first.weight", "first.bias")} == {"mismatch"}
         agrees(report, expected, ["second.weight", "second.bias"])
+
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_a_kept_graph_whose_gradients_were_cleared_belongs_to_no_window(to_none):
+    model = plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with gradscope.watch(model, optimizer) as scope:
+        for number in range(3):
+            x = torch.randn(N, 3).double()
+            expected = truth(model, x)
+            aside = model(torch.randn(N, 3).double())
+            waves(aside).sum().backward(retain_graph=True)
+            optimizer.zero_grad(set_to_none=to_none)
+            waves(model(x)).sum().backward(retain_graph=number == 1)
+            optimizer.step()
+            optimizer.zero_grad()
+            agrees(scope.last, expected, expected)
+
+
+def test_gradients_that_are_cleared_between_two_backwards_of_one_graph_are_withheld():
+    model = plain()
+    with gradscope.watch(model, torch.optim.SGD(model.parameters(), lr=0.05)) as scope:
+        losses = waves(model(torch.randn(N, 3).double()))
+        losses.sum().backward(retain_graph=True)
+        model.zero_grad()
+        losses.square().sum().backward()
+        report = scope.step()
+    assert {coverage.status for coverage in report.coverage.values()} == {"not measured"}
+    assert all("cleared between two backwards" in coverage.reason for coverage in report.coverage.values())

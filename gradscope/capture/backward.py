@@ -26,6 +26,11 @@ DIFFERENTIATED = (
     "windows without the penalty (lazy regularisation) are measured"
 )
 
+CLEARED = (
+    "gradients were cleared between two backwards of one graph (retain_graph), and what the first one added cannot be told from "
+    "what the second one did: call the model again in between"
+)
+
 
 class Backward:
     """One backward: the forwards it reached, and what it added to the parameters.
@@ -119,6 +124,23 @@ def merge_arrivals(into: dict[int, Arrival], later: Mapping[int, Arrival]) -> No
             into[index] = arrival
 
 
+def forget_cleared(kept: list[Forward], backward: Backward, leaves: list[Leaf]) -> None:
+    """Drop micro-steps whose graph was kept and whose gradients the user has cleared since: they are in no gradient."""
+    for forward in [forward for forward in kept if not forward.done and forward.arrivals]:
+        reached = set(forward.arrivals)
+        cleared = all(index in backward.restarted or leaves[index].grad is None for index in reached)
+        if not cleared or not reached & backward.restarted:
+            continue
+        forward.arrivals.clear()
+        if forward in backward.forwards:
+            forward.void = CLEARED
+            continue
+        kept.remove(forward)
+        forward.done = True
+        forward.waiting.clear()
+        forward.signed.clear()
+
+
 def finish_forwards(
     forwards: list[Forward], arrivals: Mapping[int, Arrival], leaves: list[Leaf], same_samples: bool | None
 ) -> list[MicroStep]:
@@ -161,9 +183,10 @@ def finish_forwards(
             for record in step.measured.values():
                 record.reason, record.norms, record.probes, record.spoiled = TWO_FORWARDS, None, None, True
     _attach(step, live, total, leaves)
-    if any(forward.differentiated for forward in live):
+    void = DIFFERENTIATED if any(forward.differentiated for forward in live) else live[0].void
+    if void:
         for record in step.measured.values():
-            record.reason, record.norms, record.probes, record.spoiled = DIFFERENTIATED, None, None, True
+            record.reason, record.norms, record.probes, record.spoiled = void, None, None, True
     return [step]
 
 

@@ -101,6 +101,7 @@ class Forward:
         "uncovered",
         "unsettled",
         "uses",
+        "void",
         "waiting",
         "wants_tags",
     )  # fmt: skip
@@ -143,6 +144,8 @@ class Forward:
         self.ambiguous = False
         #: What the graph looks like: a layout that was measured holds for graphs of one shape.
         self.graph: object = None
+        #: Why nothing can be said of it, whatever is found; empty where something can.
+        self.void = ""
         #: The layout of some call that a gradient reached is not known yet: graphs of this shape are tagged again.
         self.unsettled = False
 

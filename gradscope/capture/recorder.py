@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.checkpoint import _StopRecomputationError
 
-from gradscope.capture.backward import Backward, after_backward, finish_forwards
+from gradscope.capture.backward import Backward, after_backward, finish_forwards, forget_cleared
 from gradscope.capture.callables import AboveHook, AddedHook, LeafHook, PlanHook
 from gradscope.capture.forward import Forward
 from gradscope.capture.forwarding import Forwarding
@@ -255,6 +255,7 @@ class Recorder:
         if backward.creates and not backward.added:
             for forward in backward.forwards:
                 forward.differentiated = True
+        forget_cleared(self.kept, backward, self.leaves)
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         steps: list[MicroStep] = []
         if keep:
