@@ -48,7 +48,8 @@ def test_one_micro_step_is_withheld_and_says_what_to_do():
     assert_withheld(report, "split its batch into two or more micro-steps")
     norm = torch.cat([g.reshape(-1) for g in increments(model, x, [6])[0]]).norm()
     assert report.total.grad_norm == pytest.approx(float(norm), rel=1e-9)
-    assert report.total.noise_scale != report.total.noise_scale and "one micro-step" in report.total.reason
+    assert report.total.noise_scale != report.total.noise_scale
+    assert "one micro-step" in report.total.reason
     assert "not finite" not in report.render(120)
 
 
@@ -185,7 +186,8 @@ def test_skipped_windows_have_no_hooks_and_the_others_are_measured():
             assert bool(model[0].weight._backward_hooks) == (k % 3 == 0)
             window(model, optimizer, x, [3, 3])
         report = scope.report()
-    assert report.windows == 2 and report.last_window == 4
+    assert report.windows == 2
+    assert report.last_window == 4
 
 
 # -- micro-steps ----------------------------------------------------------------------------------------------------------
@@ -352,14 +354,18 @@ def test_layers_carry_no_hooks_and_closing_leaves_nothing_behind():
     optimizer = sgd(model)
     with watched(model, optimizer) as scope:
         for layer in model:
-            assert not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+            assert not (layer._forward_hooks)
+            assert not (layer._forward_pre_hooks)
+            assert not (layer._backward_hooks)
         window(model, optimizer, x, [3, 3])
         assert scope.last is not None
     for name, module in model.named_modules():
         assert set(vars(module)) == set(before[name])
-        assert not (module._forward_hooks or module._forward_pre_hooks)
+        assert not (module._forward_hooks)
+        assert not (module._forward_pre_hooks)
     for parameter in model.parameters():
-        assert parameter._backward_hooks is None and parameter._post_accumulate_grad_hooks is None
+        assert parameter._backward_hooks is None
+        assert parameter._post_accumulate_grad_hooks is None
 
 
 def test_copies_and_pickles_of_a_watched_model_feed_nothing():
@@ -429,5 +435,6 @@ def test_the_report_says_how_its_figures_were_made():
     with watched(model, optimizer) as scope:
         window(model, optimizer, x, [3, 3])
         text = scope.last.render(140)
-    assert "4 estimated (100 %)" in text and "from how the micro-steps of a window differ" in text
+    assert "4 estimated (100 %)" in text
+    assert "from how the micro-steps of a window differ" in text
     assert "Σ per-sample" not in text
