@@ -14,7 +14,7 @@ FOREIGN ?= $(VENV)/foreign
 TEST_ARGS ?= --numprocesses auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers test-families test-scripts lint format types contract examples readme picture build bench bench-smoke bench-gpu check clean
+.PHONY: help demo test test-peers test-families test-trainers test-scripts lint format types contract examples readme picture build bench bench-smoke bench-gpu check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-14s %s\n' "$$target" "$$what"; done
@@ -30,6 +30,9 @@ test-peers: $(VENV)/.dev-installed ## the layers and shapes that Opacus and Back
 
 test-families: $(VENV)/.families-installed ## the models of docs/families.md, those of transformers and peft included
 	$(BIN)/python -m pytest tests/families $(TEST_ARGS)
+
+test-trainers: $(VENV)/.trainers-installed ## Lightning, transformers, Accelerate and experiment trackers, the real ones
+	$(BIN)/python -m pytest tests/integrations $(TEST_ARGS)
 
 test-scripts: $(VENV)/.dev-installed ## unmodified training scripts of others under gradscope run, fetched if need be  (FOREIGN=folder)
 	$(PIP) --group scripts
@@ -101,6 +104,10 @@ $(VENV)/.dev-installed: pyproject.toml $(VENV)/.created
 
 $(VENV)/.families-installed: $(VENV)/.dev-installed
 	$(PIP) --group families
+	@touch $@
+
+$(VENV)/.trainers-installed: $(VENV)/.dev-installed
+	$(PIP) --group trainers
 	@touch $@
 
 $(VENV)/.bench-installed: $(VENV)/.dev-installed
