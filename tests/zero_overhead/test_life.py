@@ -1,7 +1,9 @@
 """Which micro-steps make a window, and what is withheld, with a reason, where increments say nothing."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -438,3 +440,30 @@ def test_the_report_says_how_its_figures_were_made():
     assert "4 estimated (100 %)" in text
     assert "from how the micro-steps of a window differ" in text
     assert "Σ per-sample" not in text
+
+
+@pytest.mark.parametrize("first", ["watch", "compile"])
+def test_compiled_models_are_measured(first):
+    model, x = net(), samples()
+    optimizer = sgd(model)
+    if first == "compile":
+        called = torch.compile(model, backend="eager")
+        called(x)
+    with watched(model, optimizer) as scope:
+        if first == "watch":
+            called = torch.compile(model, backend="eager")
+        for part in x.split(3):
+            ((called(part) + part[:, :2]).square().sum() / 6).backward()
+        optimizer.step()
+        assert_total(scope.last, model, x, [3, 3])
+
+
+def test_a_scope_that_is_forgotten_goes_with_its_model():
+    model, x = net(), samples()
+    optimizer = sgd(model)
+    scope = watched(model, optimizer)
+    window(model, optimizer, x, [3, 3])
+    seen = weakref.ref(model), weakref.ref(scope)
+    del model, optimizer, scope
+    gc.collect()
+    assert [one() for one in seen] == [None, None]
