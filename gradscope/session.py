@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch.nn import Module, SyncBatchNorm
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from gradscope.accumulator import OpenWindow
@@ -19,17 +18,16 @@ from gradscope.capture.model import find_ignored, find_parameters, find_plans, s
 from gradscope.capture.normalization import normalization_leaves
 from gradscope.capture.optimizers import StepWatch, check_optimizers, scale_of, scaler_on_the_stack
 from gradscope.capture.options import Options
-from gradscope.capture.recorder import SEED, Recorder
+from gradscope.capture.recorder import Recorder
 from gradscope.contributions.choice import Measured
 from gradscope.contributions.workspace import Workspace
 from gradscope.coverage import NORMALIZATION_ONLY
 from gradscope.errors import InvalidArgumentError
 from gradscope.history import History
 from gradscope.increments import IncrementRecorder, IncrementWindow
-from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
-from gradscope.ranks import LEVELS, PARTS_ONLY, Head, Ranks, directions, distributed
+from gradscope.ranks import PARTS_ONLY, Company, distributed
 
 IGNORED = "ignored, as asked"
 SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
@@ -61,77 +59,24 @@ class Session:
         self.annotation: Annotation | None = None
         self._scaler = scaler
         self._stepped: set[int] = set()
-        self.ranks: Ranks | None = None
-        #: Which random directions the parameters' probes have; -1 where each rank has its own.
-        self._directions = self._drawn = -1
+        self.company: Company | None = None
         leaves = find_parameters(model)
         check_optimizers(optimizers, leaves)
         if options.capture is False and any(leaf.sharded for leaf in leaves):
             raise InvalidArgumentError(f"watch: capture=False cannot work for {leaves[0].info.name!r}: {PARTS_ONLY}.")
-        self._ignored = find_ignored(model, leaves, ignore)
+        self.ignored = find_ignored(model, leaves, ignore)
         self.workspace = Workspace(Measured() if options.tune else None, options.budget)
         self._build()
         self._watch = StepWatch(optimizers, self.before_step, self._after_step, self.recorder)
         forget_graphs()
         self._started = time.perf_counter()
-        if distributed():
-            self._join_ranks()
+        self._find_company()
         self.recorder.attach()
 
-    def _join_ranks(self) -> None:
-        """Other processes train with this one: windows are those of all samples."""
-        infos, options = self.parameters, self.options
-        settings = (options, sorted(self._ignored), *((info.name, info.shape) for info in infos))
-        self.ranks = Ranks(
-            self.model, settings, self._look_again, self._meet, parameters=infos, gather=options.gather_norms,
-            batch_dim=options.batch_dim,
-        )  # fmt: skip
-        self._await_ranks()
-
-    def _await_ranks(self) -> None:
-        if self.ranks is None or not isinstance(self.recorder, Recorder):
-            return
-        self.recorder.levels = 0 if self.ranks.apart else LEVELS
-        # A second backward would gather or add up once more over ranks, and not at the same time on all.
-        self.recorder.inner = not (
-            self.recorder.sharded or any(isinstance(m, SyncBatchNorm) for m in self.model.modules())
-        )
-        self._same_directions()
-
-    def _same_directions(self) -> None:
-        """Random directions that are the same on all ranks, so that probes can be added up."""
-        self._drawn, self._directions = self.history.index, directions(self.history.index)
-        generator = torch.Generator().manual_seed(SEED + self._drawn)
-        for leaf in self.recorder.leaves:
-            leaf.probe = None
-            if leaf.wanted:
-                leaf.directions(generator)
-
-    def _look_again(self) -> Sequence[Leaf]:
-        """The parameters as a forward begins; ``fully_shard`` may have replaced them since."""
-        if not any(leaf.sharded for leaf in self.recorder.leaves[:1]) and not self._open.arrived:
-            first = next(self.model.parameters(), None)
-            if first is not None and hasattr(first, "to_local"):
-                self._refresh()
-                self.switch()
-        return self.recorder.leaves
-
-    def _meet(self) -> None:
-        """A backward has averaged gradients over ranks: tell the others what this one has seen."""
-        ranks, every = self.ranks, self.options.every
-        if ranks is None:
-            return
-        self._note_failures()
-        index = self.history.index
-        head = Head(number=float(index), ahead=float(-index % every), directions=float(self._directions))
-        ranks.exchange(
-            self._open, head, lambda: self._open.close(index + 1, scale=1.0, adam={}), measuring=self.measuring
-        )
-        for leaf in self._open.leaves:
-            if leaf.version is not None and leaf.grad is not None:
-                leaf.version = leaf.grad._version
-        if ranks.apart and isinstance(self.recorder, Recorder):
-            self.recorder.levels = 0
+    def _find_company(self) -> None:
+        """Where other processes train with this one, windows are those of all their samples."""
+        if self.company is None and distributed():
+            self.company = Company(self)
 
     def _build(self) -> None:
         leaves = find_parameters(self.model)
@@ -141,26 +86,26 @@ class Session:
         for leaf in leaves:
             leaf.ignored = "" if leaf.index in asked else NORMALIZATION_ONLY
             leaf.ignored = PARTS_ONLY if leaf.sharded and self.options.capture is False else leaf.ignored
-            leaf.ignored = IGNORED if leaf.info.name in self._ignored else leaf.ignored
+            leaf.ignored = IGNORED if leaf.info.name in self.ignored else leaf.ignored
         self.parameters = [leaf.info for leaf in leaves]
         self._signature = signature(self.model)
         self.recorder: Recorder | IncrementRecorder
         if self.options.capture is False:
             self.recorder = IncrementRecorder(self.model, leaves, self.options, self._take, self._begin_forward)
-            self._open: OpenWindow = IncrementWindow(leaves)
+            self.opened: OpenWindow = IncrementWindow(leaves)
             return
         plans = find_plans(self.model, [leaf for leaf in leaves if not leaf.ignored])
         self.recorder = Recorder(
             self.model, leaves, plans, self.options, self._take, self._begin_forward, self.workspace
         )
-        self._open = OpenWindow(leaves, moments=self.options.moments)
+        self.opened = OpenWindow(leaves, moments=self.options.moments)
 
     def end(self) -> None:
         """Take every hook off."""
         self._watch.close()
         self.recorder.leave()
-        if self.ranks is not None:
-            self.ranks.leave()
+        if self.company is not None:
+            self.company.leave()
         for write in self.outlets.rest(lambda: self.history.report(self.parameters)):
             self._safely(write)
         self.outlets.close()
@@ -175,7 +120,7 @@ class Session:
     @property
     def silent(self) -> bool:
         """Whether another rank writes and prints for all."""
-        return self.ranks is not None and torch.distributed.get_rank() != 0
+        return self.company is not None and self.company.silent
 
     @property
     def measuring(self) -> bool:
@@ -191,18 +136,16 @@ class Session:
                 problem = self.annotation.apply(step)
                 self.annotation = None
                 if problem:
-                    self._open.notices.append(problem)
+                    self.opened.notices.append(problem)
             self.recorder.same_samples = None
             if step.samples > 1:
                 self.recorder.guarding, self.recorder.calibrated = False, True
         orphan = not backward.forwards and bool(backward.arrivals)
-        if self.ranks is not None:
-            self.ranks.reached |= {id(self.recorder.leaves[index].parameter) for index in backward.arrivals}
-            orphan = orphan and not self.ranks.empty
-            self._open.shared = self.ranks.averages
-        self._open.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
-        if orphan and not self._open.steps and compiler_was_used():
-            self._open.problems.update(dict.fromkeys(backward.arrivals, COMPILED))
+        if self.company is not None:
+            orphan = self.company.took(backward, orphan)
+        self.opened.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
+        if orphan and not self.opened.steps and compiler_was_used():
+            self.opened.problems.update(dict.fromkeys(backward.arrivals, COMPILED))
 
     def before_step(self) -> None:
         """Parameters are about to change: what waits for a further backward is finished now."""
@@ -214,7 +157,7 @@ class Session:
     def _stepped_by(self, optimizer: Optimizer) -> None:
         owners = self._watch.owners(self.recorder.leaves)
         self._stepped.add(self._watch.optimizers.index(optimizer))
-        needed = {owners[index] for index in self._open.arrived if index in owners}
+        needed = {owners[index] for index in self.opened.arrived if index in owners}
         if not self.measuring or needed <= self._stepped:
             self.close_window(scaler_on_the_stack())
 
@@ -222,12 +165,14 @@ class Session:
         """Some optimizers have stepped, and the next forward begins: the others will not step for this window any more."""
         if self._stepped and self.measuring:
             self._safely(self._close_with_some)
+        if self.company is None:
+            self._safely(self._find_company)
 
     def _close_with_some(self) -> None:
         owners = self._watch.owners(self.recorder.leaves)
-        for index in self._open.arrived:
+        for index in self.opened.arrived:
             if index in owners and owners[index] not in self._stepped:
-                self._open.problems[index] = "its optimizer did not step: this gradient is part of no update"
+                self.opened.problems[index] = "its optimizer did not step: this gradient is part of no update"
         self.close_window()
 
     # -- the end of a window ------------------------------------------------------------------------------------------
@@ -239,15 +184,14 @@ class Session:
             found_scaler: a GradScaler that was seen stepping the optimizer.
         """
         if self.measuring:
-            met = self.ranks is not None and self.ranks.pending
-            if not self._open.steps and not self._open.arrived and not met:
+            met = self.company is not None and self.company.pending
+            if not self.opened.steps and not self.opened.arrived and not met:
                 self._stepped.clear()
                 return
             self._safely(lambda: self._measure(found_scaler))
         self.history.index += 1
         self._stepped.clear()
-        self._directions = -1
-        self._open.close_down()
+        self.opened.close_down()
         self._refresh()
         self.switch()
         self._started, self.recorder.seconds = time.perf_counter(), 0.0
@@ -257,22 +201,23 @@ class Session:
         scaler = self._scaler if self._scaler is not None else found_scaler
         if self._scaler is None and found_scaler is not None and found_scaler.is_enabled():
             self.history.warn(SCALER_NOTICED)
-        self._note_failures()
+        self.note_failures()
         adam = self._watch.adam(self.recorder.leaves) if self.options.moments else {}
-        closer = self._open.close if self.ranks is None else partial(self.ranks.close, self._open)
+        closer = self.opened.close if self.company is None else self.company.close
         window = closer(self.history.index + 1, scale=scale_of(scaler), adam=adam)
         now = time.perf_counter()
         own = self.recorder.seconds + now - began
-        if self.ranks is not None:
-            own, self.ranks.seconds = own + self.ranks.seconds, 0.0
+        if self.company is not None:
+            own += self.company.take_seconds()
         overhead = own / max(now - self._started - own, 1e-9)
         self.history.add(window, overhead)
         for write in self.outlets.writes(window, overhead, lambda: self.history.report(self.parameters)):
             self._safely(write)
 
-    def _note_failures(self) -> None:
+    def note_failures(self) -> None:
+        """What failed in hooks is said of the open window."""
         for failure in self.recorder.failures:
-            self._open.notices.append(f"gradscope failed inside a hook: {failure}")
+            self.opened.notices.append(f"gradscope failed inside a hook: {failure}")
         self.recorder.failures.clear()
 
     def _refresh(self) -> None:
@@ -280,11 +225,19 @@ class Session:
         # What fully_shard has gathered and not let go of is no other parameter.
         known = {id(leaf.live): id(leaf.parameter) for leaf in self.recorder.leaves}
         found = tuple((known.get(key, key), wanted) for key, wanted in signature(self.model))
-        if found == self._signature:
-            return
+        if found != self._signature:
+            self._rebuild()
+
+    def look_again(self) -> None:
+        """What was put around the model, or in the place of its parameters, is watched from the forward on that begins now."""
+        self._rebuild()
+        self.switch()
+
+    def _rebuild(self) -> None:
         self.recorder.leave()
         self._build()
-        self._await_ranks()
+        if self.company is not None:
+            self.company.draw()
         if self.options.capture is False and any(leaf.sharded for leaf in self.recorder.leaves):
             self.history.warn(PARTS_ONLY)
         self._safely(partial(self.outlets.declare, self.parameters))
@@ -295,17 +248,18 @@ class Session:
             self.recorder.detach()
             return
         recorder, regular = self.recorder, self.history.measured % self.options.guard_every == 0
-        recorder.guarding = not recorder.calibrated or regular or bool(self._open.trust.suspects)
-        self._open.trust.suspects.clear()
+        recorder.guarding = not recorder.calibrated or regular or bool(self.opened.trust.suspects)
+        self.opened.trust.suspects.clear()
         if recorder.guarding:
             for leaf in recorder.leaves:
                 leaf.probe = None
-            self._await_ranks()
+            if self.company is not None:
+                self.company.draw()
         else:
-            which = self.history.measured
-            self._directions = directions(self._drawn, which) if self._drawn >= 0 else -1
             for leaf in recorder.leaves:
-                leaf.narrow(which)
+                leaf.narrow(self.history.measured)
+            if self.company is not None:
+                self.company.narrow(self.history.measured)
         recorder.attach()
 
     def _safely(self, function: Callable[[], Any]) -> None:

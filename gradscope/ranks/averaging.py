@@ -64,12 +64,9 @@ def _data_parallel(wrapper: Any, leaves: Sequence[Leaf], known: Peers | None) ->
     device = leaves[0].parameter.device
     joining = bool(getattr(wrapper._join_config, "enable", False))
     lenient = wrapper.find_unused_parameters or wrapper.static_graph
-    left_out = set(getattr(wrapper, "parameters_to_ignore", ()))
-    expected = {
-        id(parameter)
-        for name, parameter in wrapper.module.named_parameters()
-        if parameter.requires_grad and name not in left_out
-    }
+    names = set(getattr(wrapper, "parameters_to_ignore", ()))
+    left_out = {id(one) for name, one in wrapper.module.named_parameters() if name in names} if names else set()
+    expected = {id(leaf.parameter) for leaf in leaves if leaf.wanted} - left_out
     return Averaging(
         peers=known or Peers([wrapper.process_group], device),
         one_copy=False,
@@ -83,7 +80,9 @@ def _data_parallel(wrapper: Any, leaves: Sequence[Leaf], known: Peers | None) ->
 def _fully_sharded(model: Module, sharded: Sequence[Leaf], known: Peers | None) -> Averaging:
     first: Any = sharded[0].parameter
     parameters: list[Any] = [leaf.parameter for leaf in sharded]
-    alike = all(one.device_mesh == first.device_mesh and split(one) is not None for one in parameters)
+    alike = known is not None or all(
+        one.device_mesh == first.device_mesh and split(one) is not None for one in parameters
+    )
     device = torch.device(first.device_mesh.device_type)
     return Averaging(
         peers=known or Peers(first.device_mesh.get_all_groups(), device),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
+from math import isfinite, sqrt
 
 import torch
 
@@ -15,6 +15,7 @@ from gradscope.ranks.totals import Totals
 #: What made the figures of a parameter that only whole gradients are known of.
 BY_RANKS = "local and reduced gradients"
 HOW = "from how the gradients of ranks and micro-steps differ, not sample by sample"
+NOT_AGREED = "it is newer than watch, and what ranks tell each other was agreed then: watch again"
 NOT_REDUCED = "its gradient was not reduced over ranks in this window"
 UNEQUAL = (
     "ranks hold different gradients of it after the backward: they were not synchronised (the model inside the wrapper called "
@@ -48,7 +49,7 @@ def merged_coverage(
     if totals.unequal(row):
         return Coverage("mismatch", own.rule, UNEQUAL)
     error = sqrt(row.errors / row.checked) if row.checked else float("nan")
-    if totals.comparable:
+    if totals.comparable and isfinite(totals.grad_sq(row)):
         off = totals.off(row)
         error = off if error != error else max(error, off)
         if not off <= (NOT_ROUNDING if totals.furthest <= NOT_ROUNDING else CERTAINLY_RIGHT):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.coverage import Coverage
-from gradscope.ranks.coverage import BY_RANKS, merged_coverage, rounded
+from gradscope.ranks.coverage import BY_RANKS, NOT_AGREED, merged_coverage, rounded
 from gradscope.ranks.differences import differences, on, said
 from gradscope.ranks.share import Share
 from gradscope.ranks.totals import Totals
@@ -69,9 +69,11 @@ class Merged:
         if own is None or failed:
             return self._failed(index, failed or [self.rank], late)
         coverage = dict(own.coverage)
-        for name in totals.rows:
-            if name in coverage:
-                coverage[name] = merged_coverage(coverage[name], name, totals, self.words, by_parts=self.by_parts)
+        for name, found in own.coverage.items():
+            if name in totals.rows:
+                coverage[name] = merged_coverage(found, name, totals, self.words, by_parts=self.by_parts)
+            elif found.measured:
+                coverage[name] = Coverage("not measured", found.rule, NOT_AGREED)
         coverage.update((name, Coverage("not measured", reason=text)) for name, text in problems.items())
         sums = {
             name: self._sums(name, found, scale, adam.get(name))

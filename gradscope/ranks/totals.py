@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 
 from gradscope.ranks.numbers import Head, Row, looks
 
@@ -83,9 +83,9 @@ class Totals:
 
     @property
     def furthest(self) -> float:
-        """The largest ``off`` of all parameters that were reduced; NaN counts as infinite."""
-        found = [self.off(row) for row in self.rows.values() if row.arrived and not row.unreduced]
-        return max((off if off == off else float("inf") for off in found), default=0.0)
+        """The largest ``off`` of all parameters with a finite gradient that was reduced."""
+        rows = [row for row in self.rows.values() if row.arrived and not row.unreduced]
+        return max((self.off(row) for row in rows if isfinite(self.grad_sq(row))), default=0.0)
 
     @property
     def whole(self) -> float:

@@ -128,7 +128,7 @@ def failing_hooks(rank: int, world: int) -> Any:
     training = Training(rank)
     training.train(1)
     if rank == 1 and training.scope is not None:
-        opened = training.scope._session._open
+        opened = training.scope._session.opened
         opened.close = _broken  # type: ignore[method-assign]
     training.train(1, start=1)
     middle = training.last()
@@ -435,7 +435,7 @@ def killed_after_backward(rank: int, world: int) -> Any:
     training = Training(rank)
     training.train(2)
     if rank == world - 1 and training.scope is not None:
-        training.scope._session.ranks._merge = lambda: os._exit(1)  # type: ignore[union-attr]
+        training.scope._session.company._rounds._meet = lambda: os._exit(1)  # type: ignore[union-attr]
     started = time.monotonic()
     try:
         training.train(3, start=2)
