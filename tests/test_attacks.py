@@ -1,5 +1,7 @@
 """What users do to a model that could make figures wrong or cost them: each window right, or withheld with a reason."""
 
+from threading import Thread
+
 import pytest
 import torch
 from torch import nn
@@ -94,3 +96,38 @@ def test_gradients_that_are_cleared_between_two_backwards_of_one_graph_are_withh
         report = scope.step()
     assert {coverage.status for coverage in report.coverage.values()} == {"not measured"}
     assert all("cleared between two backwards" in coverage.reason for coverage in report.coverage.values())
+
+
+class EvaluatedMeanwhile(nn.Module):
+    """While a forward or backward is under way, another thread evaluates the whole model."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.inside = False
+
+    def evaluate(self, *_):
+        if not self.inside and torch.is_grad_enabled():
+            self.inside = True
+            thread = Thread(target=torch.no_grad()(lambda: self(torch.zeros(2, 3).double())))
+            thread.start()
+            thread.join()
+            self.inside = False
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x))
+        self.evaluate()
+        if hidden.requires_grad:
+            hidden.register_hook(lambda grad: self.elsewhere())
+        return self.second(hidden)
+
+    def elsewhere(self):
+        with torch.enable_grad():
+            self.evaluate()
+
+
+def test_an_evaluation_in_another_thread_is_not_noticed():
+    torch.manual_seed(0)
+    for report, expected in windows(EvaluatedMeanwhile().double()):
+        assert not report.warnings
+        agrees(report, expected, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,15 +45,19 @@ class Forwarding:
         self._begins = begins
         self._count = 0
         self._latest: weakref.ref[Forward] | None = None
+        #: In which the last forward with a graph began.
+        self._thread = 0
 
     def before_model(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the model: a forward begins."""
         if not self.recorder.attached or torch._C._current_graph_task_id() != -1:
             return
-        self.recorder.backward = None
-        self.forward = None
         if not torch.is_grad_enabled():
+            # An evaluation, perhaps in a thread beside the training, whose forward or backward must not notice.
+            self.forward = None if self._thread == get_ident() else self.forward
             return
+        self.recorder.backward = None
+        self.forward, self._thread = None, get_ident()
         self._begins()
         samples = batch_size(args, kwargs, self.recorder.options.batch_dim)
         if samples and self.recorder.attached:
@@ -115,6 +120,8 @@ class Forwarding:
         """Without a graph inside a forward that has one: a reentrant checkpoint, whose uses come during backward."""
         forward = self.forward
         if forward is None or forward.samples == 1 or torch._C._current_graph_task_id() != -1:
+            return
+        if self._thread != get_ident():
             return
         if plan.rule is not None or plan.recompute:
             forward.pending[plan.name] = forward.pending.get(plan.name, 0) + 1
@@ -180,6 +187,8 @@ class Forwarding:
 
     def after_model(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook of the model: its outputs are here, and the graph below them is whole."""
+        if not torch.is_grad_enabled():
+            return
         forward, self.forward = self.forward, None
         if forward is None or not forward.root or torch._C._current_graph_task_id() != -1:
             return
