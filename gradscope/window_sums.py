@@ -98,7 +98,9 @@ def _elementwise(parts: Parts, grad: Tensor) -> tuple[Tensor | None, Tensor | No
     if total is None:
         return None, None
     samples, scale = sum(step.samples for step in parts.steps), parts.scale
-    return elementwise_moments(grad / scale, total / (scale * scale), parts.weight_sq_sum, samples)
+    if scale != 1.0:
+        grad, total = grad / scale, total / (scale * scale)
+    return elementwise_moments(grad, total, parts.weight_sq_sum, samples)
 
 
 def second_moment(steps: Sequence[MicroStep], index: int) -> Tensor | None:

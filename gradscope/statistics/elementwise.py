@@ -7,6 +7,9 @@ from torch import Tensor
 
 from gradscope.statistics.signal import SMALLEST_REMAINDER
 
+#: Elements that are worked on at once, so that all steps but the first find them in a core's cache.
+BLOCK = 1 << 16
+
 
 def elementwise_moments(
     grad: Tensor, contribution_sq: Tensor, weight_sq_sum: float, samples: int
@@ -31,8 +34,14 @@ def elementwise_moments(
     if not remainder > SMALLEST_REMAINDER:
         nothing = torch.full_like(contribution_sq, torch.nan)
         return nothing, nothing.clone()
-    mean_sq = grad.abs().to(torch.float64).square()
-    own_sq = contribution_sq.to(torch.float64)
-    variance = samples * (own_sq - weight_sq_sum * mean_sq) / remainder
-    signal = (mean_sq - own_sq) / remainder
-    return variance.to(contribution_sq.dtype), signal.to(contribution_sq.dtype)
+    flat_grad, flat_sq = grad.reshape(-1), contribution_sq.reshape(-1)
+    variance, signal = torch.empty_like(flat_sq), torch.empty_like(flat_sq)
+    size = BLOCK if flat_sq.is_cpu else max(1, flat_sq.numel())
+    for start in range(0, flat_sq.numel(), size):
+        block = slice(start, start + size)
+        part = flat_grad[block]
+        mean_sq = (part.abs() if part.is_complex() else part).to(torch.float64, copy=True).square_()
+        own_sq = flat_sq[block].to(torch.float64, copy=True)
+        signal[block] = torch.sub(mean_sq, own_sq).div_(remainder)
+        variance[block] = own_sq.sub_(mean_sq.mul_(weight_sq_sum)).mul_(samples).div_(remainder)
+    return variance.reshape(contribution_sq.shape), signal.reshape(contribution_sq.shape)
