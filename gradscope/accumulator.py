@@ -16,6 +16,11 @@ from gradscope.trust import Trust
 from gradscope.window import ParameterSums, Window
 from gradscope.window_sums import AdamState, Parts, bring_norms, dense, parameter_sums
 
+#: Of a parameter that is split over ranks.
+NEVER_WHOLE = (
+    "no layer was seen holding all of it: it is split over ranks while its layer runs (tensor parallelism), or not used"
+)
+
 
 class OpenWindow:
     """The effective minibatch that is being filled.
@@ -223,7 +228,8 @@ class OpenWindow:
         if not leaf.parameter.requires_grad:
             return Coverage("frozen")
         if leaf.index not in self.arrived:
-            return Coverage("no gradient")
+            unseen = leaf.sharded and leaf.live is leaf.parameter
+            return Coverage("not measured", reason=NEVER_WHOLE) if unseen else Coverage("no gradient")
         if leaf.index in self.problems:
             return Coverage("not measured", reason=self.problems[leaf.index])
         known = [part.coverage for part in parts or () if part is not None]

@@ -76,7 +76,7 @@ class Forwarding:
         outputs = (output,) if type(output) is Tensor else outputs_of(output)
         tensors = [t for t in outputs if t.requires_grad]
         leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
-        if not tensors or not leaves or (self.recorder.sharded and not self.recorder.find_gathered(plan)):
+        if not tensors or not leaves or (self.recorder.gathered is not None and not self.recorder.gathered.find(plan)):
             return None
         in_backward = torch._C._current_graph_task_id() != -1
         forward = self._current_forward(args, kwargs, in_backward)

@@ -106,14 +106,14 @@ class OperatorUse:
                 self.recorder.layouts.remember_negligible(place, BatchDim(guess.dim, measured=True), limit)
                 self._deliver(described, grad.dtype, self.forward.ambiguous)
                 return
-        if layout.settled:
+        if layout.settled and self.recorder.inner:
             # The next forward looks further on.
             self.forward.unsettled = True
             known = self.recorder.layouts.rejected.setdefault((self.key[1], self.forward.graph), set())
             known.add(self.meeting.place)
         reason = f"where it meets the samples ({self.meeting.name}), rows do not belong to single samples"
         # Either samples interact, or they are met further on: until that is known, an estimate might mean nothing.
-        self._withhold(reason, spoiled=True)
+        self._withhold(reason, spoiled=self.recorder.inner)
 
     def _described(self, grad: Tensor, layout: BatchDim | Rows) -> dict[str, Contribution]:
         node: Any = torch._C._current_autograd_node()

@@ -15,6 +15,7 @@ from gradscope.capture.backward import Backward, after_backward, finish_forwards
 from gradscope.capture.callables import AboveHook, AddedHook, LeafHook, PlanHook
 from gradscope.capture.forward import Forward
 from gradscope.capture.forwarding import Forwarding
+from gradscope.capture.gathered import Gathered
 from gradscope.capture.hook import Hook
 from gradscope.capture.layout_memory import LayoutMemory
 from gradscope.capture.options import Options
@@ -74,7 +75,7 @@ class Recorder:
         self.levels = 0
         #: Whether a second backward may run inside the user's; where it would wait for other ranks it may not.
         self.inner = True
-        self.sharded = any(leaf.sharded for leaf in leaves)
+        self.gathered = Gathered(plans, self._hang_on) if any(leaf.sharded for leaf in leaves) else None
         self.second_pass = SecondPass(self) if options.second_pass else None
         self._handles: list[Any] = []
         self._presence: Any = None
@@ -106,28 +107,13 @@ class Recorder:
         added = Hook(AddedHook(self, leaf.index), None)
         self._handles.append(leaf.live.register_post_accumulate_grad_hook(added))
 
-    def find_gathered(self, plan: Plan) -> bool:
-        """Hang hooks on what ``fully_shard`` has gathered of a layer's parameters, which is there while the layer runs.
-
-        Returns:
-            Whether all of them are whole; parts of a layer that is split over ranks cannot be described.
-        """
-        for name, leaf in plan.leaves.items():
-            if not leaf.sharded or not leaf.wanted:
-                continue
-            found = plan.module._parameters.get(name)
-            if found is None or hasattr(found, "to_local"):
-                return False
-            if found is not leaf.live:
-                leaf.live = found
-                self._hang_on(leaf)
-        return True
-
     def detach(self) -> None:
         """Take the hooks off, but for one on the model that shows that it is watched."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self.gathered is not None:
+            self.gathered.forget()
         for leaf in self.leaves:
             # torch keeps the empty dictionaries; without hooks there were none.
             for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):

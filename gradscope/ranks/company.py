@@ -66,7 +66,7 @@ class Company:
         recorder.levels = 0 if self._rounds.apart else LEVELS
         modules = self._session.model.modules()
         # A second backward would gather or add up once more over ranks, and not at the same time on all.
-        recorder.inner = not (recorder.sharded or any(isinstance(module, SyncBatchNorm) for module in modules))
+        recorder.inner = recorder.gathered is None and not any(isinstance(module, SyncBatchNorm) for module in modules)
         self._drawn = self._session.history.index
         self._directions = directions(self._drawn)
         generator = torch.Generator().manual_seed(SEED + self._drawn)
