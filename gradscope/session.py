@@ -22,12 +22,11 @@ from gradscope.capture.recorder import Recorder
 from gradscope.contributions.choice import Measured
 from gradscope.contributions.workspace import Workspace
 from gradscope.coverage import NORMALIZATION_ONLY
-from gradscope.errors import InvalidArgumentError
 from gradscope.history import History
 from gradscope.increments import IncrementRecorder, IncrementWindow
 from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
-from gradscope.ranks import PARTS_ONLY, Company, distributed
+from gradscope.ranks import PARTS_ONLY, Company, check_whole, distributed
 
 IGNORED = "ignored, as asked"
 SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
@@ -62,8 +61,7 @@ class Session:
         self.company: Company | None = None
         leaves = find_parameters(model)
         check_optimizers(optimizers, leaves)
-        if options.capture is False and any(leaf.sharded for leaf in leaves):
-            raise InvalidArgumentError(f"watch: capture=False cannot work for {leaves[0].info.name!r}: {PARTS_ONLY}.")
+        check_whole(model, leaves, capture=options.capture is not False)
         self.ignored = find_ignored(model, leaves, ignore)
         self.workspace = Workspace(Measured() if options.tune else None, options.budget)
         self._build()

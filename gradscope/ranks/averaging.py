@@ -10,6 +10,7 @@ import torch
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
+from gradscope.errors import InvalidArgumentError, UnwatchableModelError
 from gradscope.moments.leaf import Leaf
 from gradscope.ranks.peers import Peers
 from gradscope.ranks.shard import split
@@ -20,6 +21,32 @@ PARTS_ONLY = (
     "layer: use capture=True"
 )
 SPLIT = "parameters are split over several device meshes (tensor parallelism), which gradscope cannot merge"
+
+
+def check_whole(model: Module, leaves: Sequence[Leaf], *, capture: bool) -> None:
+    """Refuse parameters of which no rank will ever hold the whole.
+
+    Raises:
+        UnwatchableModelError: layers are split over ranks.
+        InvalidArgumentError: they are gathered, but only inside their layers, which are to be left alone.
+    """
+    old = next((path for path, one in model.named_modules() if type(one).__name__ == "FullyShardedDataParallel"), None)
+    if old is not None:
+        raise UnwatchableModelError(
+            f"{old or type(model).__name__} is wrapped in FullyShardedDataParallel, which keeps parameters as parts of one flat "
+            "tensor, where hooks cannot tell them apart. Use torch.distributed.fsdp.fully_shard, its successor."
+        )
+    sharded = [leaf for leaf in leaves if leaf.sharded]
+    if not sharded:
+        return
+    name = sharded[0].info.name
+    if not any(hasattr(module, "_get_fsdp_state") for module in model.modules()):
+        raise UnwatchableModelError(
+            f"{name!r} is split over ranks while its layer runs (tensor parallelism), so that no rank ever sees what a sample adds"
+            " to it. Watch a part of the model that is not split, or train without parallelize_module."
+        )
+    if not capture:
+        raise InvalidArgumentError(f"watch: capture=False cannot work for {name!r}: {PARTS_ONLY}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

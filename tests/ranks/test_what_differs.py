@@ -246,6 +246,19 @@ def test_sharded_gradients_that_were_left_lying_are_withheld(found, rank):
     assert set(after["status"].values()) == {"mismatch"}
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_layers_that_are_split_over_ranks_are_refused(found, rank):
+    assert "tensor parallelism" in found[rank]["split_layers"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sharded_parameters_of_a_layer_that_is_never_called_are_estimated(found, rank):
+    report = found[rank]["never_called"]
+    assert report["status"]["self_attn.out_proj.weight"] == "estimated"
+    assert report["rule"]["self_attn.out_proj.weight"] == "local and reduced gradients"
+    assert report["status"]["linear1.weight"] == "exact"
+
+
 def test_one_rank_writes_for_all(found):
     assert [one["lines_and_files"] for one in found] == [(3, 4), (0, 4)]
 

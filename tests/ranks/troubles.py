@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import gradscope
@@ -367,6 +368,33 @@ def sharded_without_capture(rank: int, world: int) -> Any:
     return ""
 
 
+def split_layers(rank: int, world: int) -> Any:
+    """Tensor parallelism: no rank holds a layer whole."""
+    mesh = init_device_mesh("cpu", (world,))
+    model = parallelize_module(net(), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    try:
+        gradscope.watch(model)
+    except gradscope.UnwatchableModelError as error:
+        return str(error)
+    return ""
+
+
+def never_called(rank: int, world: int) -> Any:
+    """Sharded layers one of which uses the parameters of another that is never called."""
+    torch.manual_seed(0)
+    bare = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
+    model = fully_shard(bare)
+    optimizer = torch.optim.SGD(bare.parameters(), lr=0.1)
+    with gradscope.watch(model, optimizer) as scope:
+        for step in range(2):
+            generator = torch.Generator().manual_seed(100 * step + rank)
+            x = torch.randn(4, 5, 8, generator=generator, dtype=torch.float64)
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return record(scope.report(last=1))
+
+
 def sharded_without_sync(rank: int, world: int) -> Any:
     """Gradients are left where they are."""
     training = Training(rank, sharded=True)
@@ -400,7 +428,7 @@ TROUBLES: list[Callable[[int, int], Any]] = [
     ordinary, watched_on_one, watched_late, other_settings, closed_on_one, failing_hooks, failing_layer, skipped_on_one,
     skipped_on_one_of_few, skipped_by_scaler, without_sync, last_without_sync, around_the_wrapper, ignored_by_wrapper,
     not_wrapped, joined, compressed, summed, falsified, looked_aside, two_models, without_capture, without_capture_at_once,
-    batch_norm, sharded_scaler, sharded_without_capture, sharded_without_sync, lines_and_files,
+    batch_norm, sharded_scaler, sharded_without_capture, sharded_without_sync, split_layers, never_called, lines_and_files,
     ordinary_again,
 ]  # fmt: skip
 
