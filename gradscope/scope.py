@@ -24,6 +24,7 @@ def watch(
     capture: bool | Literal["normalization"] = True,
     subsample: int | None = None,
     moments: bool = False,
+    fused: bool = False,
     second_pass: bool = False,
     ignore: Iterable[str | Module] = (),
     scaler: Any = None,
@@ -49,6 +50,8 @@ def watch(
             normalisation layers alone, whose noise scale predicts the model's in transformers.
         subsample: compute squares for this many random samples of each micro-batch only, scaled up without bias.
         moments: elementwise second moments too: variance per element, GSNR, the preconditioned noise scale.
+        fused: in ordinary windows, layers that multiply build each sample's gradient once, for ``.grad`` and for the figures:
+            faster, and the only setting under which ``.grad`` may differ from an unwatched run's, by rounding.
         second_pass: recompute what only recomputation can give sample by sample.
         ignore: names of parameters or modules, or modules, to leave out.
         scaler: the ``GradScaler`` in use; one that is not given is noticed when it steps, and its scale is divided out.
@@ -84,6 +87,7 @@ def watch(
         capture=capture,
         subsample=subsample,
         moments=moments,
+        fused=fused,
         second_pass=second_pass,
         batch_dim=batch_dim,
         budget=budget,

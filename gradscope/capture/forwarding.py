@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from gradscope.capture.call import Call
 from gradscope.capture.compiled import COMPILED, compiler_was_used, inside_compiled
 from gradscope.capture.forward import Forward, Made
+from gradscope.capture.fused import fuse
 from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
 from gradscope.capture.plan import Plan
@@ -82,6 +83,10 @@ class Forwarding:
         forward = self._current_forward(args, kwargs, in_backward)
         if forward is None:
             return None
+        joined = None
+        if self.recorder.options.fused and not in_backward:
+            joined = fuse(self.recorder, plan, forward, args, kwargs, output)
+            tensors = tensors if joined is None else [joined]
         forward.seen.extend(weakref.ref(tensor) for tensor in tensors)
         dim = self.recorder.options.batch_dim
         if (
@@ -105,6 +110,8 @@ class Forwarding:
             single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
             inputs = [args[0].grad_fn] if single else [tensor.grad_fn for tensor in tensors_in((args, kwargs))]
             forward.made.append((tensors[0].grad_fn, inputs, [leaf.index for leaf in leaves]))
+        if joined is not None:
+            return joined
         if plan.rule is not None:
             self._hook_call(plan, forward, as_positional(plan.module, args, kwargs), tensors[0])
             return None

@@ -116,7 +116,7 @@ class Graph:
         """Name of a custom ``autograd.Function`` that is not torch's own; empty where there is none."""
         for node in self._nodes:
             kind = getattr(type(node), "_forward_cls", None)
-            if kind is not None and not kind.__module__.startswith("torch."):
+            if kind is not None and not kind.__module__.startswith(("torch.", "gradscope.")):
                 return str(kind.__qualname__)
         return ""
 

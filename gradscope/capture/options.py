@@ -14,6 +14,7 @@ class Options:
     capture: bool | Literal["normalization"] = True
     subsample: int | None = None
     moments: bool = False
+    fused: bool = False
     second_pass: bool = False
     batch_dim: int = 0
     budget: int | None = None

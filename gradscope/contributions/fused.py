@@ -1,0 +1,75 @@
+"""Contributions whose gradients are built once: their sum is what autograd gets, their squares are the figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from gradscope.contributions.contribution import Probe
+from gradscope.contributions.convolution import Convolution
+from gradscope.contributions.figures import Figures
+from gradscope.contributions.fused_convolution import sums_of_convolutions
+from gradscope.contributions.fused_sums import sums_of_products
+from gradscope.contributions.outer import Outer
+from gradscope.contributions.workspace import Workspace
+
+
+class FusedOuter(Outer):
+    """Outer products that are built sample by sample, squared and added up at once.
+
+    Probes come from the factors, by products of vectors alone: a check of the sum that shares nothing with it.
+
+    Args:
+        outer: what is described; of one group.
+
+    Attributes:
+        summed: ``Σᵢ hᵢ`` as the figures' pass has found it; None before it.
+    """
+
+    def __init__(self, outer: Outer) -> None:
+        super().__init__(outer.inputs, outer.grads, outer.shape)
+        self.summed: Tensor | None = None
+
+    def figures(
+        self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
+    ) -> Figures:
+        directions = None if probe is None else (probe.lefts, probe.rights)
+        sums = sums_of_products(
+            self.grads[:, 0], self.inputs[:, 0], workspace or Workspace(), moments=moments, directions=directions
+        ).shaped(self.shape)
+        self.summed = sums.total
+        return sums.figures()
+
+
+class FusedConvolution(Convolution):
+    """The same for convolutions of one group.
+
+    Args:
+        convolution: what is described.
+
+    Attributes:
+        summed: ``Σᵢ hᵢ`` as the figures' pass has found it; None before it.
+    """
+
+    def __init__(self, convolution: Convolution) -> None:
+        super().__init__(convolution.inputs, convolution.grads, convolution.shape, convolution.geometry)
+        self.summed: Tensor | None = None
+
+    def figures(
+        self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
+    ) -> Figures:
+        sums = sums_of_convolutions(
+            self.inputs, self.grads, self.shape, self.geometry, workspace or Workspace(), moments=moments, probe=probe
+        )
+        self.summed = sums.total
+        return sums.figures()
+
+
+def fused(contribution: Any) -> FusedOuter | FusedConvolution | None:
+    """The same contribution, built in one pass; None for kinds that have nothing to gain."""
+    if type(contribution) is Outer and contribution.inputs.shape[1] == 1 and not contribution.inputs.is_complex():
+        return FusedOuter(contribution)
+    if type(contribution) is Convolution and contribution.geometry.groups == 1:
+        return FusedConvolution(contribution)
+    return None

@@ -1,0 +1,149 @@
+"""Samples' gradients built once: added up for autograd and squared for the figures while they are in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradscope.contributions.figures import Figures
+from gradscope.contributions.precision import row_squares
+from gradscope.contributions.workspace import Workspace
+
+#: As coverage shows it.
+FUSED = "fused"
+
+#: Products below this many elements are built several samples at a time: calls would cost more than they do.
+SMALL = 1 << 14
+
+#: Directions ``uⱼ`` and ``vⱼ`` for the rows and the columns of a product.
+Directions = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FusedSums:
+    """What one pass over the samples' gradients gives.
+
+    Attributes:
+        total: ``Σᵢ hᵢ``, of the parameter's shape: what autograd would have computed.
+        squares: ``‖hᵢ‖²``, float64 ``[n]``.
+        second_moment: ``Σᵢ hᵢ²`` elementwise, of the parameter's shape; None where nobody asked.
+        probes: ``uⱼᵀhᵢvⱼ`` from the factors, ``[n, k]``, which shares nothing with the total; None where nobody asked.
+    """
+
+    total: Tensor
+    squares: Tensor
+    second_moment: Tensor | None = None
+    probes: Tensor | None = None
+
+    def shaped(self, shape: torch.Size, *, transposed: bool = False) -> FusedSums:
+        """The same for a parameter of this shape, whose matrix was built the other way round if ``transposed``."""
+
+        def turned(matrix: Tensor) -> Tensor:
+            return (matrix.mT if transposed else matrix).reshape(shape).contiguous()
+
+        second = None if self.second_moment is None else turned(self.second_moment)
+        return FusedSums(turned(self.total), self.squares, second, self.probes)
+
+    def joined(self, other: FusedSums) -> FusedSums:
+        """The sums over these samples and the others, which come after them."""
+        second = probes = None
+        if self.second_moment is not None and other.second_moment is not None:
+            second = self.second_moment.add_(other.second_moment)
+        if self.probes is not None and other.probes is not None:
+            probes = torch.cat([self.probes, other.probes])
+        return FusedSums(self.total.add_(other.total), torch.cat([self.squares, other.squares]), second, probes)
+
+    def figures(self) -> Figures:
+        """What the report needs of it."""
+        return Figures(self.squares, self.probes, self.second_moment, FUSED)
+
+
+def sums_of_products(
+    first: Tensor, second: Tensor, workspace: Workspace, *, moments: bool, directions: Directions | None = None
+) -> FusedSums:
+    """Sums over samples of ``hᵢ = Σₜ first[i, t]ᵀ second[i, t]``, each built once.
+
+    Args:
+        first: ``[n, T, a]``.
+        second: ``[n, T, b]``.
+        workspace: scratch memory.
+        moments: whether second moments are wanted.
+        directions: for probes, or None.
+
+    Returns:
+        Sums of shape ``[a, b]``.
+    """
+    a, b = first.shape[2], second.shape[2]
+    if not first.is_cpu or a * b < SMALL:
+        chunk = workspace.room(a * b, first)
+        products = (f.mT @ s for f, s in zip(first.split(chunk), second.split(chunk), strict=True))
+        found = sums_of_chunks(products, moments=moments)
+        return found if directions is None else replace(found, probes=probes_of(first, second, directions).double())
+    if a < b:
+        # More rows than columns are faster.
+        turned = None if directions is None else (directions[1], directions[0])
+        found = sums_of_products(second, first, workspace, moments=moments, directions=turned)
+        return found.shaped(torch.Size((a, b)), transposed=True)
+    return _one_by_one(first, second, workspace, moments, directions)
+
+
+def sums_of_chunks(chunks: Iterable[Tensor], *, moments: bool) -> FusedSums:
+    """Sums over the gradients of a few samples at a time, ``[c, *shape]``; what they are built in is used up."""
+    total = second = None
+    squares = []
+    for chunk in chunks:
+        squares.append(row_squares(chunk))
+        part = chunk.sum(0)
+        total = part if total is None else total.add_(part)
+        if moments:
+            part = chunk.square_().sum(0)
+            second = part if second is None else second.add_(part)
+    if total is None:
+        raise ValueError("there are no samples to add up")
+    return FusedSums(total, torch.cat(squares), second)
+
+
+def probes_of(first: Tensor, second: Tensor, directions: Directions) -> Tensor:
+    """``Σₜ (first[i, t]·uⱼ)(second[i, t]·vⱼ)``, ``[..., k]``, of factors ``[..., T, a]`` and ``[..., T, b]``."""
+    products = [_along(first, u).mul_(_along(second, v)).sum(-1) for u, v in zip(*directions, strict=True)]
+    return torch.stack(products, dim=-1)
+
+
+def _along(factor: Tensor, direction: Tensor) -> Tensor:
+    # A transposed factor would be copied.
+    if factor.stride(-1) == 1:
+        return torch.matmul(factor, direction)
+    return torch.matmul(direction.unsqueeze(0), factor.mT).squeeze(-2)
+
+
+def _one_by_one(
+    first: Tensor, second: Tensor, workspace: Workspace, moments: bool, directions: Directions | None
+) -> FusedSums:
+    (n, _, a), b = first.shape, second.shape[2]
+    total = first.new_empty(a, b)
+    moment = first.new_empty(a, b) if moments else None
+    lengths = first.new_empty(n, a)
+    probes: list[Tensor] = []
+    rows = min(a, workspace.room(b, first))
+    columns = second.unbind()
+    for start in range(0, a, rows):
+        block = slice(start, start + rows)
+        product = workspace.buffer("product", total[block].shape, first)
+        sums, squares = total[block], None if moment is None else moment[block]
+        lines = zip(first[:, :, block].mT.unbind(), columns, lengths[:, block].unbind(), strict=True)
+        for i, (row, column, length) in enumerate(lines):
+            # The first sample's gradient begins the sum.
+            built = torch.mm(row, column, out=product if i else sums)
+            torch.linalg.vector_norm(built, dim=1, out=length)
+            if squares is not None:
+                torch.mul(built, built, out=squares) if i == 0 else squares.addcmul_(built, built)
+            if i:
+                sums.add_(built)
+            if directions is not None and not start:
+                # Both factors are in cache now.
+                probes.append(probes_of(first[i], column, directions))
+    found = torch.stack(probes).double() if probes else None
+    return FusedSums(total, lengths.double().square_().sum(1), moment, found)
