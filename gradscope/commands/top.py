@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from gradscope.commands.view import Screen, View
     from gradscope.report import Report
+    from gradscope.runlog import RunLogFollower
 
 _BETWEEN_LOOKS = 0.25  # seconds
 
@@ -29,17 +30,18 @@ def _run(options: argparse.Namespace) -> int:
     console = Console()
     keyboard = Keyboard()
     follower = RunLogFollower(options.file, keep=options.last)
-    follower.poll()
+    _, notice = _looked(follower, options.file)
     report, view = summary(follower.log, options.last), View(depth=options.depth)
-    screen = _screen(console, report, view)
+    screen = _screen(console, report, view, notice)
     try:
         with keyboard, Live(_picture(screen), console=console, screen=True, auto_refresh=False) as live:
             while not view.over:
                 for key in keyboard.keys(_BETWEEN_LOOKS):
                     view = pressed(view, key, screen)
-                if follower.poll():
+                changed, notice = _looked(follower, options.file)
+                if changed:
                     report = summary(follower.log, options.last)
-                if (after := _screen(console, report, view)) != screen:
+                if (after := _screen(console, report, view, notice)) != screen:
                     screen = after
                     live.update(_picture(screen), refresh=True)
     except KeyboardInterrupt:
@@ -47,12 +49,45 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _screen(console: Console, report: Report, view: View) -> Screen:
+def _looked(follower: RunLogFollower, path: str) -> tuple[bool, str]:
+    """Whether there is something new to show, and what is waited for.
+
+    Raises:
+        InvalidRunLogError: there is a file, and it will never be a run log.
+    """
+    from gradscope.errors import InvalidRunLogError
+
+    began, problems = follower.log.parameters, follower.log.problems
+    try:
+        new = follower.poll()
+    except InvalidRunLogError:
+        if not _may_come(path):
+            raise
+        return False, f"waiting for {path}"
+    log = follower.log
+    return bool(new) or log.parameters is not began or log.problems != problems, ""
+
+
+def _may_come(path: str) -> bool:
+    """Whether a run may still make this file: it is not there, or its first line has only begun."""
+    from gradscope.runlog.schema import MARK
+
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(MARK))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return f'{{"{MARK}'.encode().startswith(start)
+
+
+def _screen(console: Console, report: Report, view: View, notice: str) -> Screen:
     from gradscope.commands.view import drawn
     from gradscope.reporter.glyphs import glyphs_for
 
     width, height = console.size
-    return drawn(report, view, width, height, glyphs_for(console.encoding))
+    return drawn(report, view, width, height, glyphs_for(console.encoding), notice)
 
 
 def _picture(screen: Screen) -> Group:

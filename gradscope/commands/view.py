@@ -95,8 +95,11 @@ def pressed(view: View, key: str, screen: Screen) -> View:
     return view
 
 
-def drawn(report: Report, view: View, width: int, height: int, glyphs: Glyphs = UNICODE) -> Screen:
-    """The report on a screen of that size; notes may take half of it, the verdict more if need be."""
+def drawn(report: Report, view: View, width: int, height: int, glyphs: Glyphs = UNICODE, notice: str = "") -> Screen:
+    """The report on a screen of that size; notes may take half of it, the verdict more if need be.
+
+    A ``notice`` stands in the last line, before the keys.
+    """
     width = max(width, NARROWEST)
     rows = sorted(layer_rows(report, view.depth), key=SORTS[view.sort])
     head = headline(report, glyphs, width)
@@ -113,7 +116,7 @@ def drawn(report: Report, view: View, width: int, height: int, glyphs: Glyphs = 
     body = _table(report, rows, glyphs, width, slice(top, top + page)) if report.windows else []
     filling: list[Line] = [()] * (height - len(head) - len(body) - len(below) - 1)
     depths = max(1, len(report.groups))
-    hints = (_hints(view, glyphs, width, (top, min(top + page, len(rows)), len(rows)), depths),)
+    hints = (_hints(view, glyphs, width, (top, min(top + page, len(rows)), len(rows)), depths, notice),)
     return Screen((*head, *body, *below, *filling, hints), len(rows), page, depths)
 
 
@@ -124,8 +127,13 @@ def _table(report: Report, rows: list[Stats], glyphs: Glyphs, width: int, shown:
     return [laid_out.header, rule, *laid_out.rows[:-1][shown], rule, laid_out.rows[-1], rule]
 
 
-def _hints(view: View, glyphs: Glyphs, width: int, shown: tuple[int, int, int], depths: int) -> tuple[str, str]:
+def _hints(
+    view: View, glyphs: Glyphs, width: int, shown: tuple[int, int, int], depths: int, notice: str
+) -> tuple[str, str]:
     first, last, count = shown
+    if notice:
+        quitting = "   q quit"
+        return cut_middle(glyphs.text(notice), width - len(quitting), glyphs.ellipsis) + quitting, "dim"
     arrows = "↑↓" if glyphs is UNICODE else "up/down"
     scroll = f"   {arrows} {first + 1}{glyphs.span}{last} of {count}" if last - first < count else ""
     hints = f"q quit   s sort: {view.sort}   f fold: {min(view.depth + 1, depths)}/{depths}{scroll}"

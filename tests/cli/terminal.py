@@ -13,6 +13,8 @@ import sys
 import termios
 import time
 
+import pyte
+
 COMMAND = [sys.executable, "-m", "gradscope"]
 PATIENCE = 60.0  # seconds; reached only by a test that fails
 
@@ -20,7 +22,7 @@ PATIENCE = 60.0  # seconds; reached only by a test that fails
 class Terminal:
     """``gradscope`` with these arguments, in a pseudo-terminal of that size."""
 
-    def __init__(self, *arguments, columns=80, lines=24):
+    def __init__(self, *arguments, columns=80, lines=24, **environment):
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.before = termios.tcgetattr(theirs)
@@ -28,10 +30,12 @@ class Terminal:
         kept = {key: value for key, value in os.environ.items() if key not in ours_alone}
         self.process = subprocess.Popen(
             [*COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            env=kept | {"TERM": "xterm", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
+            env=kept | {"TERM": "xterm", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"} | environment,
         )  # fmt: skip
         self._ours, self._theirs = ours, theirs
         self.output = ""
+        self._screen = pyte.Screen(columns, lines)
+        self._stream = pyte.ByteStream(self._screen)
 
     def wait_for(self, pattern):
         """Read until the pattern has come; what was read up to it."""
@@ -41,6 +45,26 @@ class Terminal:
             self._read()
         seen, self.output = self.output[: found.end()], self.output[found.end() :]
         return seen
+
+    def shows(self, *patterns):
+        """Read until the screen shows all of them; its lines."""
+        end = time.monotonic() + PATIENCE
+        while not all(re.search(pattern, "\n".join(self._screen.display)) for pattern in patterns):
+            assert time.monotonic() < end, "\n".join(self._screen.display)
+            assert self.process.poll() is None, self.output[-2000:]
+            self._read()
+        return [line.rstrip() for line in self._screen.display]
+
+    @property
+    def styles(self):
+        """Colours and weights on the screen."""
+        cells = [cell for row in self._screen.buffer.values() for cell in row.values()]
+        return {cell.fg for cell in cells} | {cell.bg for cell in cells}
+
+    def resize(self, columns, lines):
+        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self._screen.resize(lines, columns)
+        os.kill(self.process.pid, signal.SIGWINCH)
 
     def press(self, keys):
         os.write(self._ours, keys.encode())
@@ -63,7 +87,9 @@ class Terminal:
     def _read(self):
         if select.select([self._ours], [], [], 0.05)[0]:
             with contextlib.suppress(OSError):
-                self.output += os.read(self._ours, 65536).decode("utf-8", "replace")
+                read = os.read(self._ours, 65536)
+                self._stream.feed(read)
+                self.output += read.decode("utf-8", "replace")
 
     def __enter__(self):
         return self

@@ -1,6 +1,11 @@
 """``top`` and ``--follow`` where they live: in a terminal."""
 
+import dataclasses
+import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -67,11 +72,93 @@ def test_following_redraws_in_a_terminal_and_ctrl_c_ends_it_with_status_0(log):
         assert "Traceback" not in terminal.output
 
 
-def test_a_file_that_vanishes_is_one_message_after_the_screen_is_left(log):
+def test_the_screen_is_what_a_person_sees_at_80_columns(log):
     with Terminal("top", str(log.path)) as terminal:
-        terminal.wait_for("sort: model")
+        lines = terminal.shows("q quit", "windows 1–7")
+        assert len(lines) == 24
+        assert lines[0].startswith("gradscope  average over windows 1–7")
+        assert lines[1].split()[:2] == ["layer", "‖ḡ‖"]
+        assert lines[-1].startswith("q quit   s sort: model   f fold: 1/3")
+        terminal.press("q")
+        assert terminal.finish() == 0
+
+
+def test_a_terminal_that_is_resized_is_filled_anew(log):
+    with Terminal("top", str(log.path)) as terminal:
+        terminal.shows("q quit", "verdict")
+        terminal.resize(60, 10)
+        small = terminal.shows(r"q quit .*1–\d of 4\s*$")
+        assert max(map(len, small)) <= 60
+        terminal.resize(120, 40)
+        assert terminal.shows("q quit", "verdict")[39].startswith("q quit")
+
+
+def test_a_run_that_has_not_begun_is_waited_for(tmp_path):
+    path = tmp_path / "later" / "run.jsonl"
+    with Terminal("top", str(path)) as terminal:
+        terminal.shows("no window measured yet", r"waiting for \S+ +q quit")
+        path.parent.mkdir()
+        path.write_bytes(b'{"grad')  # a header that is just being written
+        time.sleep(0.6)
+        terminal.shows(r"waiting for")
+        path.unlink()
+        with RunLogWriter(path, PARAMETERS) as log:
+            log.write(window(1))
+            terminal.shows("gradscope  window 1 ", "s sort: model")
+            terminal.press("q")
+            assert terminal.finish() == 0
+
+
+def test_a_log_that_is_removed_and_begun_again_is_followed(log):
+    with Terminal("top", str(log.path)) as terminal:
+        terminal.shows("windows 1–7")
         log.path.unlink()
+        terminal.shows("windows 1–7", "waiting for")
+        with RunLogWriter(log.path, PARAMETERS) as again:
+            again.write(window(1))
+            terminal.shows("gradscope  window 1 ", "s sort: model")
+
+
+def test_a_log_that_is_truncated_and_a_line_that_is_cut_are_survived(log):
+    with Terminal("top", str(log.path)) as terminal:
+        terminal.shows("windows 1–7")
+        start = log.path.read_bytes()
+        lines = start.splitlines(keepends=True)
+        log.path.write_bytes(b"".join(lines[:3]))
+        terminal.shows("windows 1–2")
+        with log.path.open("ab") as file:
+            file.write(lines[3][:40])
+            file.flush()
+            time.sleep(0.6)
+            terminal.shows("windows 1–2")
+            file.write(lines[3][40:])
+        terminal.shows("windows 1–3")
+
+
+def test_another_file_is_refused_at_once(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a log")
+    with Terminal("top", str(path)) as terminal:
         assert terminal.finish() == 2
-        assert "There is no file" in terminal.wait_for(OUT_OF_SCREEN + ".*There is no file")
+        assert "is not a gradscope run log" in terminal.output
         assert "Traceback" not in terminal.output
-        assert terminal.settings() == terminal.before
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {}], ids=str)
+def test_no_color_takes_the_colours_off_the_screen(log, environment):
+    log.write(dataclasses.replace(window(8), notices=("something happened",)))
+    with Terminal("top", str(log.path), **environment) as terminal:
+        terminal.shows("q quit", "something happened")
+        assert (terminal.styles == {"default"}) == bool(environment)
+
+
+def test_top_follows_a_run_of_an_unmodified_script(tmp_path):
+    script = Path(__file__).parents[1] / "run" / "scripts" / "classifier.py"
+    path = tmp_path / "run.jsonl"
+    with Terminal("top", str(path)) as terminal:
+        terminal.shows("waiting for")
+        command = [sys.executable, "-m", "gradscope", "run", "--quiet", "--log", str(path), str(script)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        terminal.shows("windows 1–7", "hidden", "head")
+        terminal.press("q")
+        assert terminal.finish() == 0

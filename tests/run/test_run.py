@@ -159,6 +159,31 @@ def test_who_asks_finds_sigterm_untaken(server, folder):
     assert server.run(folder, "signals.py").out == "True\n"
 
 
+# trainers
+
+
+@pytest.mark.parametrize(
+    ("library", "script", "summary"),
+    [
+        ("transformers", "trainer", ("model (GPT2LMHeadModel)", "AdamW")),
+        ("accelerate", "accelerated", ("model (Sequential)", "AdamW")),
+        ("lightning", "lit", ("Classifier", "Adam")),
+    ],
+)
+def test_a_trainers_windows_are_found_the_short_last_one_too(library, script, summary, folder):
+    pytest.importorskip(library)
+    if library == "transformers":
+        pytest.importorskip("accelerate")
+    plain = finished(started(folder, f"{script}.py", gradscope=False))
+    watched = finished(started(folder, "--log", "run.jsonl", f"{script}.py"))
+    assert (plain.status, watched.status) == (0, 0), watched.err
+    assert re.sub("'train_runtime.*", "", watched.out) == re.sub("'train_runtime.*", "", plain.out)
+    assert reports(watched) == [(*summary, "1-6")]
+    log = read_run_log(folder / "run.jsonl")
+    assert [(window.micro_steps, window.samples) for window in log.windows] == [(4, 8), (4, 8), (1, 2)] * 2
+    assert all(coverage.status == "exact" for window in log.windows for coverage in window.coverage.values())
+
+
 # torch.compile
 
 
