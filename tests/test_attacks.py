@@ -131,3 +131,23 @@ def test_an_evaluation_in_another_thread_is_not_noticed():
     for report, expected in windows(EvaluatedMeanwhile().double()):
         assert not report.warnings
         agrees(report, expected, expected)
+
+
+class Queries(nn.Module):
+    """Tokens of the model's own ask each sample, through a projection that nothing of the sample has reached yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.keys = nn.Parameter(torch.randn(1, 2, 4)), nn.Linear(3, 20)
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        keys = self.keys(x).reshape(-1, 5, 4)
+        found, _ = self.attention(self.query.expand(x.shape[0], -1, -1), keys, keys)
+        return self.head(found.flatten(1))
+
+
+def test_a_projection_of_query_tokens_is_exact():
+    torch.manual_seed(0)
+    for report, expected in windows(Queries().double()):
+        agrees(report, expected, expected)

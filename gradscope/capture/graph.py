@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gradscope.capture.graph_kind import kind_of, moves_rows
 from gradscope.capture.layout_memory import Place
 from gradscope.capture.meeting import (
     BY_INDEX,
@@ -30,42 +31,6 @@ _SHALLOW = 8
 LONGEST_CHAIN = 64
 
 
-#: Operators that read or write rows by index or by value.
-_MOVERS = {
-    f"{name}Backward"
-    for name in (
-        "Index", "IndexSelect", "IndexPut", "IndexAdd", "IndexCopy", "Gather", "Scatter", "ScatterAdd", "ScatterReduce", "Sort",
-        "Topk", "Take", "MaskedSelect", "MaskedScatter", "PackPaddedSequence",
-    )
-}  # fmt: skip
-
-
-#: What these operators do to the order of rows is in their settings alone.
-_SETTINGS = {
-    "RollBackward0": ("_saved_shifts", "_saved_dims"),
-    "FlipBackward0": ("_saved_dims",),
-    "TransposeBackward0": ("_saved_dim0", "_saved_dim1"),
-    "PermuteBackward0": ("_saved_dims",),
-    "NativeBatchNormBackward0": ("_saved_training",),
-    "CudnnBatchNormBackward0": ("_saved_training",),
-    "MiopenBatchNormBackward0": ("_saved_training",),
-}
-
-
-def _kind_of(node: Any, samples: int) -> object:
-    """What a node does, as far as it may decide whose rows are where."""
-    kind = node.name()
-    names = _SETTINGS.get(kind)
-    if names is not None:
-        return (kind, *[getattr(node, name, None) for name in names])
-    if kind == "SliceBackward0":
-        dim = node._saved_dim
-        if node._saved_self_sym_sizes[dim] == samples:
-            # Batches that are cut and put together again.
-            return kind, dim, node._saved_start, node._saved_end
-    return kind
-
-
 class Graph:
     """Consumers of every node that the outputs reach.
 
@@ -78,6 +43,7 @@ class Graph:
 
     def __init__(self, outputs: Iterable[Any], batch_dim: int, samples: int, *, whole: bool = False) -> None:
         self.batch_dim = batch_dim
+        self.samples = samples
         self.whole = whole
         self.consumers: dict[Any, list[tuple[Any, int]]] = {}
         self.accumulators: dict[int, Any] = {}
@@ -92,7 +58,7 @@ class Graph:
             if node in seen:
                 continue
             seen.add(node)
-            kinds.append(_kind_of(node, samples))
+            kinds.append(kind_of(node, samples))
             for operand, (source, _) in enumerate(node.next_functions):
                 if source is None:
                     continue
@@ -107,7 +73,7 @@ class Graph:
 
     def moves(self) -> bool:
         """Whether rows are picked or put somewhere by their values, so that what was measured once may not hold again."""
-        movers = (node for node in self._nodes if node.name().rstrip("0123456789") in _MOVERS)
+        movers = (node for node in self._nodes if moves_rows(node))
         sources = (source for node in movers for source, _ in node.next_functions if source is not None)
         # Reading rows of a table moves no samples.
         return any(not self.free_of_samples(source) for source in sources)
@@ -243,12 +209,23 @@ class Graph:
                 continue
             sources = [source for source, _ in node.next_functions]
             bare = not sources or (None in sources and not self._keeps_its_size(node))
-            if node in self._bound or bare or node.name() in BY_INDEX:
+            if node in self._bound or bare or node.name() in BY_INDEX or self._copies_for_samples(node):
                 self._bound.add(start)
                 return False
             stack.extend(source for source in sources if source is not None)
         self._free |= seen
         return True
+
+    def _copies_for_samples(self, node: Any) -> bool:
+        """Whether it makes one copy for each sample: from there on rows are samples' (query tokens that are expanded)."""
+        if node.name() not in COPIES:
+            return False
+        out, (source, number) = torch.Size(node._input_metadata[0].shape), node.next_functions[0]
+        own = size_of(source, number)
+        aligned = (1,) * (len(out) - len(own)) + tuple(own)
+        return any(
+            mine and size != mine and size % (mine * self.samples) == 0 for size, mine in zip(out, aligned, strict=True)
+        )
 
     def _keeps_its_size(self, node: Any) -> bool:
         """Elementwise with something of no larger size, which may be a number or a buffer."""
