@@ -42,8 +42,8 @@ def check_whole(model: Module, leaves: Sequence[Leaf], *, capture: bool) -> None
     name = sharded[0].info.name
     if not any(hasattr(module, "_get_fsdp_state") for module in model.modules()):
         raise UnwatchableModelError(
-            f"{name!r} is split over ranks while its layer runs (tensor parallelism), so that no rank ever sees what a sample adds"
-            " to it. Watch a part of the model that is not split, or train without parallelize_module."
+            f"{name!r} is split over ranks while its layer runs (tensor parallelism), so that no rank ever sees what a sample "
+            "adds to it. Watch a part of the model that is not split, or train without parallelize_module."
         )
     if not capture:
         raise InvalidArgumentError(f"watch: capture=False cannot work for {name!r}: {PARTS_ONLY}.")
