@@ -86,7 +86,8 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc] # transformers i
 
     def _write(self, state: Any, figures: dict[str, float]) -> None:
         if self._trainer is not None:
-            self._trainer.log(figures)
+            # Past a subclass's own log, which may add and clear averages that wait for the trainer's next one.
+            Trainer.log(self._trainer, figures)
         else:
             state.log_history.append({**figures, "epoch": state.epoch, "step": state.global_step})
 

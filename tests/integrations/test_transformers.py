@@ -146,6 +146,21 @@ def test_callbacks_get_the_trainer_they_belong_to_and_its_log_stays_as_it_was(tm
     assert [row for row in watched if row not in ours] == history([])
 
 
+def test_averages_that_wait_for_the_trainers_own_log_are_left_to_it(tmp_path):
+    runs = trainer(How(), tmp_path, [GradscopeCallback(log_every=1)], logging_steps=3)
+    seen = []
+
+    class Averages(type(runs)):
+        def log(self, logs, *args, **kwargs):
+            seen.append(set(logs))
+            super().log(logs, *args, **kwargs)
+
+    runs.__class__ = Averages
+    runs.train()
+    assert sum("loss" in names for names in seen) == 3
+    assert not any("gradscope/window" in names for names in seen)
+
+
 # -- weights -------------------------------------------------------------------------------------------------------------------
 
 
