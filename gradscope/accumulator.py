@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,6 +21,7 @@ from gradscope.window_sums import AdamState, Parts, bring_norms, dense, paramete
 NEVER_WHOLE = (
     "no layer was seen holding all of it: it is split over ranks while its layer runs (tensor parallelism), or not used"
 )
+NOT_ITS_TURN = "it was frozen in this window, which is another optimizer's"
 
 
 class OpenWindow:
@@ -39,6 +41,8 @@ class OpenWindow:
         self.moments = moments
         self.shared = False
         self.by_parts = False
+        #: Parameters that asked for no gradient when the window ended; None while it is open.
+        self.frozen: frozenset[int] | None = None
         self.notices: list[str] = []
         self.trust = Trust()
         self.begin()
@@ -59,6 +63,17 @@ class OpenWindow:
         self.notices = []
         for leaf in self.leaves:
             leaf.open_window()
+
+    def taken(self) -> OpenWindow:
+        """What was filled, to be closed later; this one may begin anew."""
+        taken = copy.copy(self)
+        taken.frozen = frozenset(leaf.index for leaf in self.leaves if not leaf.parameter.requires_grad)
+        return taken
+
+    @property
+    def nbytes(self) -> int:
+        """About as many bytes as it holds while it waits to be closed."""
+        return sum(32 * step.samples * len(step.measured) for step in self.steps)
 
     # -- filling ------------------------------------------------------------------------------------------------------
 
@@ -148,6 +163,8 @@ class OpenWindow:
             scale: what the loss was multiplied with (GradScaler); divided out of every figure.
             adam: what the optimizer knows, by parameter index; may be empty.
         """
+        for step in self.steps:
+            step.settle()
         share, v2, ids = self._shares()
         judged, grad_sq = self._judge()
         bring_norms(self.steps)
@@ -225,8 +242,8 @@ class OpenWindow:
     def _cover(self, leaf: Leaf, parts: list[Judged | None] | None) -> Coverage:
         if leaf.ignored:
             return Coverage("not measured", reason=leaf.ignored)
-        if not leaf.parameter.requires_grad:
-            return Coverage("frozen")
+        if leaf.index in self.frozen if self.frozen is not None else not leaf.parameter.requires_grad:
+            return Coverage("no gradient", reason=NOT_ITS_TURN) if leaf.in_turn else Coverage("frozen")
         if leaf.index not in self.arrived:
             unseen = leaf.sharded and leaf.live is leaf.parameter
             return Coverage("not measured", reason=NEVER_WHOLE) if unseen else Coverage("no gradient")

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from gradscope.report import Report
 from gradscope.summary import summarise
 from gradscope.window import ParameterInfo, ParameterSums, Window
+
+#: Windows that may wait until somebody looks at their figures, and what they may hold together.
+MOST_WAITING, MOST_BYTES = 64, 1 << 23
+
+
+class _Waiting(NamedTuple):
+    close: Callable[[], Window]
+    own: float
+    others: float
+    nbytes: int
 
 
 class History:
@@ -18,24 +30,60 @@ class History:
         keep: how many are kept.
 
     Attributes:
-        windows: oldest first; only the newest holds tensors.
         index: windows closed so far, those that ``every`` skipped included.
         measured: windows measured so far.
     """
 
     def __init__(self, keep: int) -> None:
-        self.windows: deque[Window] = deque(maxlen=keep)
+        self._windows: deque[Window] = deque(maxlen=keep)
+        self._waiting: list[_Waiting] = []
         self.index = 0
         self.measured = 0
         self._overheads: deque[float] = deque(maxlen=keep)
         self._warnings: dict[str, None] = {}
 
+    @property
+    def windows(self) -> deque[Window]:
+        """The windows, oldest first; only the newest holds tensors."""
+        self._settle()
+        return self._windows
+
     def add(self, window: Window, overhead: float) -> None:
         """One window more."""
+        self._settle()
         self.measured += 1
-        if self.windows:
-            self.windows[-1] = without_tensors(self.windows[-1])
-        self.windows.append(window)
+        self._append(window, overhead)
+
+    def postpone(self, close: Callable[[], Window], own: float, others: float, nbytes: int) -> None:
+        """One window more, whose figures are computed when somebody looks at them: many at once cost less than one by one.
+
+        Args:
+            close: computes them.
+            own: seconds that it has cost so far.
+            others: seconds that the user's own step took.
+            nbytes: held meanwhile.
+        """
+        self.measured += 1
+        self._waiting.append(_Waiting(close, own, others, nbytes))
+        if len(self._waiting) >= MOST_WAITING or sum(one.nbytes for one in self._waiting) > MOST_BYTES:
+            self._settle()
+
+    def _settle(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            began = time.perf_counter()
+            try:
+                window = one.close()
+            except Exception as error:  # the user's training must go on whatever fails here
+                self.warn(f"gradscope failed: {type(error).__name__}: {str(error)[:300]}")
+                continue
+            own = one.own + time.perf_counter() - began
+            self._append(window, own / max(one.others, 1e-9))
+
+    def _append(self, window: Window, overhead: float) -> None:
+        if self._windows:
+            self._windows[-1] = without_tensors(self._windows[-1])
+        self._windows.append(window)
         self._overheads.append(overhead)
 
     def warn(self, text: str) -> None:
@@ -44,15 +92,16 @@ class History:
 
     def resume(self, windows: Sequence[Window], index: int, measured: int) -> None:
         """Go on where another run stopped."""
-        self.windows.clear()
-        self.windows.extend(windows)
+        self._waiting.clear()
+        self._windows.clear()
+        self._windows.extend(windows)
         self.index, self.measured = index, measured
 
     def report(self, parameters: Sequence[ParameterInfo], last: int = 20) -> Report:
         """The report over the last windows; its overhead is the median of theirs."""
+        windows = list(self.windows)[-last:]
         overheads = sorted(list(self._overheads)[-last:])
         overhead = overheads[len(overheads) // 2] if overheads else None
-        windows = list(self.windows)[-last:]
         return summarise(parameters, windows, overhead=overhead, warnings=tuple(self._warnings))
 
 

@@ -65,10 +65,18 @@ class Outlets:
                 "of wandb, MLflow or trackio, an object with log_metrics) or a function that takes a dictionary of figures."
             )
 
-    def writes(self, window: Window, overhead: float, report: Callable[[], Report]) -> Iterator[Callable[[], Any]]:
+    @property
+    def prompt(self) -> bool:
+        """Whether there are run logs, which get every window as soon as it has ended."""
+        return bool(self._writers)
+
+    def writes(
+        self, window: Window | None, overhead: float, report: Callable[[], Report]
+    ) -> Iterator[Callable[[], Any]]:
         """What is to be done for this window, one action an outlet, so that one that fails does not stop the others."""
-        for writer in self._writers:
-            yield partial(writer.write, window, overhead=overhead)
+        if window is not None:
+            for writer in self._writers:
+                yield partial(writer.write, window, overhead=overhead)
         for outlet in self._outlets:
             outlet.waiting += 1
             if outlet.waiting >= outlet.every:

@@ -66,6 +66,7 @@ class Session:
         self.workspace = Workspace(Measured() if options.tune else None, options.budget)
         self._build()
         self._watch = StepWatch(optimizers, self.before_step, self._after_step, self.recorder)
+        self._note_turns()
         forget_graphs()
         self._started = time.perf_counter()
         self._find_company()
@@ -98,6 +99,11 @@ class Session:
         )
         self.opened = OpenWindow(leaves, moments=self.options.moments)
 
+    def _note_turns(self) -> None:
+        owners = self._watch.owners(self.recorder.leaves) if len(self._watch.optimizers) > 1 else {}
+        for leaf in self.recorder.leaves:
+            leaf.in_turn = leaf.index in owners
+
     def end(self) -> None:
         """Take every hook off."""
         self._watch.close()
@@ -114,6 +120,7 @@ class Session:
         self._watch.close()
         self._stepped.clear()
         self._watch = StepWatch(optimizers, self.before_step, self._after_step, self.recorder)
+        self._note_turns()
 
     @property
     def silent(self) -> bool:
@@ -165,6 +172,9 @@ class Session:
             self._safely(self._close_with_some)
         if self.company is None:
             self._safely(self._find_company)
+        if isinstance(self.recorder, Recorder) and self.recorder.attached:
+            # Optimizers that take turns freeze each other's parameters.
+            self._safely(self.recorder.hang_wanted)
 
     def _close_with_some(self) -> None:
         owners = self._watch.owners(self.recorder.leaves)
@@ -184,6 +194,9 @@ class Session:
         if self.measuring:
             met = self.company is not None and self.company.pending
             if not self.opened.steps and not self.opened.arrived and not met:
+                # What failed in every backward leaves nothing to report but the failure.
+                for failure in dict.fromkeys(self.recorder.failures):
+                    self.history.warn(f"gradscope failed inside a hook: {failure}")
                 self._stepped.clear()
                 return
             self._safely(lambda: self._measure(found_scaler))
@@ -201,16 +214,30 @@ class Session:
             self.history.warn(SCALER_NOTICED)
         self.note_failures()
         adam = self._watch.adam(self.recorder.leaves) if self.options.moments else {}
-        closer = self.opened.close if self.company is None else self.company.close
-        window = closer(self.history.index + 1, scale=scale_of(scaler), adam=adam)
+        index, scale, window = self.history.index + 1, scale_of(scaler), None
+        if not self._may_wait():
+            closer = self.opened.close if self.company is None else self.company.close
+            window = closer(index, scale=scale, adam=adam)
         now = time.perf_counter()
         own = self.recorder.seconds + now - began
         if self.company is not None:
             own += self.company.take_seconds()
         overhead = own / max(now - self._started - own, 1e-9)
-        self.history.add(window, overhead)
+        if window is None:
+            close = partial(self.opened.taken().close, index, scale=scale, adam={})
+            self.history.postpone(close, own, now - self._started - own, self.opened.nbytes)
+        else:
+            self.history.add(window, overhead)
         for write in self.outlets.writes(window, overhead, lambda: self.history.report(self.parameters)):
             self._safely(write)
+
+    def _may_wait(self) -> bool:
+        """Whether the window's figures can be computed when somebody looks at them.
+
+        Not those of a guard window, which says what the next one has to do; nor where more is needed than will still be there.
+        """
+        plain = type(self.opened) is OpenWindow and self.company is None and not self.options.moments
+        return plain and not self.outlets.prompt and all(step.spot is None for step in self.opened.steps)
 
     def note_failures(self) -> None:
         """What failed in hooks is said of the open window."""
@@ -222,8 +249,10 @@ class Session:
         """Look again: parameters may have been added, replaced, frozen or unfrozen."""
         # What fully_shard has gathered and not let go of is no other parameter.
         known = {id(leaf.live): id(leaf.parameter) for leaf in self.recorder.leaves}
-        found = tuple((known.get(key, key), wanted) for key, wanted in signature(self.model))
-        if found != self._signature:
+        # What is frozen or unfrozen keeps its place in the recorder.
+        fixed = isinstance(self.recorder, Recorder)
+        found = tuple((known.get(key, key), fixed or wanted) for key, wanted in signature(self.model))
+        if found != tuple((key, fixed or wanted) for key, wanted in self._signature):
             self._rebuild()
 
     def look_again(self) -> None:
@@ -234,6 +263,7 @@ class Session:
     def _rebuild(self) -> None:
         self.recorder.leave()
         self._build()
+        self._note_turns()
         if self.company is not None:
             self.company.draw()
         if self.options.capture is False and any(leaf.sharded for leaf in self.recorder.leaves):

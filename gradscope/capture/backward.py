@@ -170,13 +170,17 @@ def finish_forwards(
             call.finish()
         forward.waiting.clear()
     steps = [forward.step for forward in live if forward.step is not None]
+    alone = len(live) == 1 and not (live[0].differentiated or live[0].mixing or live[0].mixed)
     if len(live) == 1 or same_samples is True:
         settle_signed(live[0], leaves)
         step = steps[0]
         step.finish(leaves)
+        if not alone:
+            step.settle()
     else:
         for forward, part in zip(live, steps, strict=True):
             part.finish(leaves)
+            part.settle()
             forward.signed.clear()
         step = joined(steps, total)
         if same_samples is None:
@@ -213,7 +217,7 @@ def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival
         here = leaf.probe is not None and leaf.info.numel > 1 and not leaf.sharded
         if here and leaf.probe is not None and (step.spot is not None or leaf.mismatched):
             record.parameter_probe = leaf.probe.of(leaf.parameter.detach())
-        if not record.reason and record.norms is None:
+        if not record.reason and not record.described:
             record.reason = "no layer that gradscope knows was seen using it"
         if arrival.dtype in (torch.float16, torch.bfloat16, torch.float32):
             record.dtype = coarsest(record.dtype, arrival.dtype)

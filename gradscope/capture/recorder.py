@@ -97,11 +97,16 @@ class Recorder:
             for plan in self.second_pass.plans.values():
                 self._hang(plan.module.register_forward_hook, AboveHook(self, plan), with_kwargs=True)
         self._hang(model.register_forward_hook, self.forwarding.after_model, with_kwargs=True)
+        self.hang_wanted()
+
+    def hang_wanted(self) -> None:
+        """Hooks on parameters that ask for a gradient and have none of ours yet: some were unfrozen since."""
         for leaf in self.leaves:
-            if leaf.wanted and not leaf.sharded:
+            if not leaf.watched and leaf.wanted and not leaf.sharded:
                 self._hang_on(leaf)
 
     def _hang_on(self, leaf: Leaf) -> None:
+        leaf.watched = True
         arrival = Hook(self.shielded(LeafHook(self, leaf)), self)
         self._handles.append(register_first(leaf.live, arrival))
         added = Hook(AddedHook(self, leaf.index), None)
@@ -119,7 +124,7 @@ class Recorder:
             for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
                 if not getattr(leaf.live, name, None):
                     setattr(leaf.live, name, None)
-            leaf.live = leaf.parameter
+            leaf.live, leaf.watched = leaf.parameter, False
         self.forwarding.forward = self.backward = self.tagging = None
         self.kept.clear()
 
@@ -278,7 +283,7 @@ class Recorder:
             for index, record in step.measured.items():
                 if record.arrival is None or step.samples == 1:
                     continue
-                if record.norms is None and not record.spoiled:
+                if not record.described and not record.spoiled:
                     self.estimated.add(index)
-                elif record.norms is not None:
+                elif record.described:
                     self.estimated.discard(index)

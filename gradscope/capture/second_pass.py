@@ -92,7 +92,7 @@ class SecondPass:
     def learn(self, step: MicroStep) -> None:
         """Note what this micro-step could not say of single samples."""
         for index, record in step.measured.items():
-            if record.arrival is not None and record.norms is None and not record.spoiled and not record.second_pass:
+            if record.arrival is not None and not record.described and not record.spoiled and not record.second_pass:
                 self.missing.add(index)
 
 

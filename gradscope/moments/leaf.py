@@ -68,12 +68,14 @@ class Leaf:
         live: the tensor that the model's graph holds: the parameter itself, or what ``fully_shard`` gathered of it.
         added: ``‖fresh‖²`` of the newest backward that reached it.
         pending: something arrived that ``fully_shard`` has not reduced into ``.grad`` yet.
+        watched: hooks of ours hang on it.
+        in_turn: one of several watched optimizers steps it, so that it may be frozen while another has its turn.
         weight: the weight that this is the bias of, in layers where both are projected onto the same directions.
     """
 
     __slots__ = (
-        "added", "baseline", "full", "hooked", "ignored", "index", "info", "live", "mismatched", "parameter", "pending", "probe",
-        "version", "weight",
+        "added", "baseline", "full", "hooked", "ignored", "in_turn", "index", "info", "live", "mismatched", "parameter",
+        "pending", "probe", "version", "watched", "weight",
     )  # fmt: skip
 
     def __init__(self, index: int, info: ParameterInfo, parameter: Parameter) -> None:
@@ -82,6 +84,8 @@ class Leaf:
         self.parameter = parameter
         self.live: Tensor = parameter
         self.pending = False
+        self.watched = False
+        self.in_turn = False
         self.added: Tensor | float = 0.0
         self.probe: Probe | None = None
         self.full: Probe | None = None

@@ -56,6 +56,11 @@ class Measured:
     assumed: bool = False
     dtype: torch.dtype = torch.float64
 
+    @property
+    def described(self) -> bool:
+        """Whether it has figures, or will have them when they are looked at."""
+        return self.norms is not None or self.sketch is not None
+
 
 class Held:
     """Uses of one parameter that wait for each other, since they are summed per sample before squaring."""
@@ -168,11 +173,9 @@ class MicroStep:
             )  # fmt: skip
 
     def finish(self, leaves: list[Leaf]) -> None:
-        """Square what still waits: no further use will come."""
+        """Square what still waits for further uses: none will come."""
         for index, held in list(self.held.items()):
             self._release(leaves[index], held)
-        if self.sketches:
-            self._settle()
 
     def _release(self, leaf: Leaf, held: Held) -> None:
         contribution = sum_of_uses(held.contributions)
@@ -202,8 +205,10 @@ class MicroStep:
         records.append(record)
         return True
 
-    def _settle(self) -> None:
-        """The figures of layers whose contributions are rows, all at once."""
+    def settle(self) -> None:
+        """The figures of layers whose contributions are rows, all at once; only when somebody looks at them."""
+        if not self.sketches:
+            return
         pending, self.sketches = self.sketches, []
         for (sketch, records), found in zip(pending, settle([sketch for sketch, _ in pending]), strict=True):
             for number, record in enumerate(records):
