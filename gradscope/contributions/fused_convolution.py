@@ -22,8 +22,8 @@ POSITIONS, CHANNELS = 512, 8
 #: Samples whose native backward is one call.
 MOST = 16
 
-#: Patches may take so many times the usual room.
-PATCHES = 4
+#: Patches may take so many times the usual room where a gradient fills the cache by itself: fewer sums to join.
+LARGE = 4
 
 
 def sums_of_convolutions(
@@ -53,7 +53,9 @@ def _of_patches(
     inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, *, moments: bool, probe: Probe | None
 ) -> FusedSums:
     positions = tuple(grads.shape[2:])
-    chunk = max(1, PATCHES * workspace.room(inputs.shape[1] * prod(geometry.kernel) * prod(positions), inputs))
+    patch = inputs.shape[1] * prod(geometry.kernel)
+    large = workspace.room(patch * grads.shape[1], inputs) == 1
+    chunk = (LARGE if large else 1) * workspace.room(patch * prod(positions), inputs)
     directions = None if probe is None else (probe.lefts, probe.rights)
     found: FusedSums | None = None
     for x, g in zip(inputs.split(chunk), grads.split(chunk), strict=True):
