@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite, sqrt
+from math import sqrt
 
 import torch
 
@@ -49,8 +49,8 @@ def merged_coverage(
     if totals.unequal(row):
         return Coverage("mismatch", own.rule, UNEQUAL)
     error = sqrt(row.errors / row.checked) if row.checked else float("nan")
-    if totals.comparable and isfinite(totals.grad_sq(row)):
-        off = totals.off(row)
+    if name in totals.offs:
+        off = totals.offs[name]
         error = off if error != error else max(error, off)
         if not off <= (NOT_ROUNDING if totals.furthest <= NOT_ROUNDING else CERTAINLY_RIGHT):
             text = f"the reduced gradient differs from what the ranks computed by {off:.1e} (a communication hook?)"
@@ -88,5 +88,5 @@ def rounded(totals: Totals, coarsest: torch.dtype) -> Iterator[str]:
         totals: of the window.
         coarsest: precision of the gradients.
     """
-    if totals.comparable and allowed(coarsest, 1) < totals.furthest <= NOT_ROUNDING:
+    if allowed(coarsest, 1) < totals.furthest <= NOT_ROUNDING:
         yield f"gradients were rounded on their way between ranks, by up to {totals.furthest:.1e} (a communication hook?)"

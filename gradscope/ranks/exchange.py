@@ -13,7 +13,7 @@ from gradscope.ranks.merged import Merged, own_squares
 from gradscope.ranks.numbers import Head, Row, as_vector, from_vector
 from gradscope.ranks.peers import Peers
 from gradscope.ranks.share import Share
-from gradscope.ranks.totals import Totals, found_factor
+from gradscope.ranks.totals import Totals, compared, found_factor
 from gradscope.ranks.words import as_letter, from_letter
 from gradscope.window import ParameterInfo
 
@@ -77,7 +77,7 @@ class Exchange:
             return None
         if totals.comparable:
             self._factor = found_factor(totals, self._usual)
-            totals = replace(totals, factor=self._factor)
+            totals = compared(replace(totals, factor=self._factor))
         squares, weights = self._gathered(share, totals) if self.gather else (None, None)
         return Merged(
             totals=totals,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isfinite, sqrt
 
 from gradscope.ranks.numbers import Head, Row, looks
@@ -24,12 +24,17 @@ class Totals:
         rows: per parameter name.
         one_copy: every part of a gradient is on one rank only (or was divided by its copies): else each rank has all of it.
         factor: what the sum of the ranks' gradients is multiplied with to give the reduced one: one over their number.
+        offs: relative differences between the reduced gradient and ``factor`` times the sum of what the ranks computed, by name
+            of a parameter that was reduced and is finite; empty where ranks looked along different directions.
+        furthest: the largest of them.
     """
 
     heads: Sequence[Head]
     rows: Mapping[str, Row]
     one_copy: bool
     factor: float
+    offs: Mapping[str, float] = field(default_factory=dict)
+    furthest: float = 0.0
 
     @property
     def comparable(self) -> bool:
@@ -71,26 +76,28 @@ class Totals:
         mean = row.grad_sq / row.arrived
         return row.grad_sq_sq / row.arrived - mean * mean > (UNEQUAL * mean) ** 2
 
-    def off(self, row: Row) -> float:
-        """Relative difference between the reduced gradient and ``factor`` times the sum of what the ranks computed."""
-        copies = self.copies(row)
-        rest = [self.factor * here - reduced / copies for here, reduced in zip(row.here, row.reduced, strict=True)]
-        # The mean over random directions estimates the square of the whole difference.
-        number = 2 if looks(self.heads[0].directions) == slice(0, 2) else 1
-        difference = sqrt(sum(x * x for x in rest) / number)
-        typical = max(sqrt(max(self.grad_sq(row), 0.0)), self.factor * sqrt(max(row.part_sq, 0.0)), 1e-6 * self.whole)
-        return difference / typical if typical else 0.0
 
-    @property
-    def furthest(self) -> float:
-        """The largest ``off`` of all parameters with a finite gradient that was reduced."""
-        rows = [row for row in self.rows.values() if row.arrived and not row.unreduced]
-        return max((self.off(row) for row in rows if isfinite(self.grad_sq(row))), default=0.0)
+def compared(totals: Totals) -> Totals:
+    """With ``offs``, where all ranks have the same directions."""
+    if not totals.comparable:
+        return totals
+    whole = sqrt(max(sum(totals.grad_sq(row) for row in totals.rows.values()), 0.0))
+    offs = {
+        name: _off(totals, row, whole)
+        for name, row in totals.rows.items()
+        if row.arrived and not row.unreduced and isfinite(totals.grad_sq(row))
+    }
+    return replace(totals, offs=offs, furthest=max(offs.values(), default=0.0))
 
-    @property
-    def whole(self) -> float:
-        """Norm of the whole model's reduced gradient."""
-        return sqrt(max(sum(self.grad_sq(row) for row in self.rows.values()), 0.0))
+
+def _off(totals: Totals, row: Row, whole: float) -> float:
+    copies, factor = totals.copies(row), totals.factor
+    rest = [factor * here - reduced / copies for here, reduced in zip(row.here, row.reduced, strict=True)]
+    # The mean over random directions estimates the square of the whole difference.
+    number = 2 if looks(totals.heads[0].directions) == slice(0, 2) else 1
+    difference = sqrt(sum(x * x for x in rest) / number)
+    typical = max(sqrt(max(totals.grad_sq(row), 0.0)), factor * sqrt(max(row.part_sq, 0.0)), 1e-6 * whole)
+    return difference / typical if typical else 0.0
 
 
 def found_factor(totals: Totals, usual: float) -> float:
