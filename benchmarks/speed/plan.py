@@ -12,12 +12,25 @@ from benchmarks.speed.tools import TOOLS
 OVERHEAD = 12.0
 
 
+#: Seconds that the plain steps of a measurement should last together: fast models get more rounds.
+LASTING = 2.0
+#: How many times more, at most.
+MORE = 16
+
+
+def repeated(builder: Builder) -> int:
+    """How many times over the rounds are run; whole multiples keep the share of guard windows."""
+    return min(max(int(LASTING / (16 * builder.seconds)), 1), MORE)
+
+
 def groups(builder: Builder, tools: Sequence[str], limit: float) -> Iterator[tuple[int, list[str]]]:
     """Tools that fit into one process: the rounds, and the names."""
-    for rounds in dict.fromkeys(TOOLS[name].rounds for name in tools):
+    times = repeated(builder)
+    for each in dict.fromkeys(TOOLS[name].rounds for name in tools):
+        rounds = each * times
         group: list[str] = []
         spent = 1.0
-        for name in (name for name in tools if TOOLS[name].rounds == rounds):
+        for name in (name for name in tools if TOOLS[name].rounds == each):
             cost = TOOLS[name].cost
             if group and OVERHEAD + (rounds + 5) * builder.seconds * (spent + cost) > limit:
                 yield rounds, group
