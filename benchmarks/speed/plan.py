@@ -12,6 +12,8 @@ from benchmarks.speed.tools import TOOLS
 OVERHEAD = 12.0
 
 
+#: Tools in one process: each has a model of its own, and too many push each other out of the caches.
+MODELS_AT_ONCE = 6
 #: Seconds that the plain steps of a measurement should last together: fast models get more rounds.
 LASTING = 2.0
 #: How many times more, at most.
@@ -32,7 +34,9 @@ def groups(builder: Builder, tools: Sequence[str], limit: float) -> Iterator[tup
         spent = 1.0
         for name in (name for name in tools if TOOLS[name].rounds == each):
             cost = TOOLS[name].cost
-            if group and OVERHEAD + (rounds + 5) * builder.seconds * (spent + cost) > limit:
+            if group and (
+                len(group) == MODELS_AT_ONCE or OVERHEAD + (rounds + 5) * builder.seconds * (spent + cost) > limit
+            ):
                 yield rounds, group
                 group, spent = [], 1.0
             group.append(name)
