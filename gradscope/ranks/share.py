@@ -91,7 +91,7 @@ def _weights(weights: Tensor | None, samples: int) -> Tensor:
     return torch.ones(samples, dtype=torch.float64) if weights is None else weights
 
 
-def _row(opened: OpenWindow, window: Window, leaf: Leaf, found: Mapping[int, tuple[float, ...]]) -> Row:
+def _row(opened: OpenWindow, window: Window, leaf: Leaf, found: Mapping[int, Sequence[float]]) -> Row:
     coverage = window.coverage[leaf.info.name]
     if leaf.ignored:
         return Row()
@@ -126,7 +126,7 @@ def _row(opened: OpenWindow, window: Window, leaf: Leaf, found: Mapping[int, tup
 
 
 class _Numbers:
-    """Numbers of all parameters, brought to the host together.
+    """Numbers of all parameters, brought to the host together: a few operators for each would cost more than they compute.
 
     Args:
         opened: the window.
@@ -135,42 +135,45 @@ class _Numbers:
 
     def __init__(self, opened: OpenWindow, directions: float) -> None:
         self.opened, self.probed, self._looks = opened, directions >= 0, looks(directions)
-        self.indices: list[int] = []
-        self.values: list[Tensor] = []
+        self._found: dict[int, list[float]] = {}
+        #: Tensors of one number or two, and where in a parameter's numbers they are added, in multiples of what.
+        self._waiting: list[tuple[Tensor, list[float], int, float]] = []
 
     def add(self, leaf: Leaf) -> None:
         """Everything that is needed of one parameter."""
+        found = self._found[leaf.index] = [0.0] * 10
         arrivals = [step.measured[leaf.index].arrival for step in self.opened.steps if leaf.index in step.measured]
         known = [arrival for arrival in arrivals if arrival is not None]
-        grad = leaf.grad
-        if grad is not None and leaf.baseline is not None:
-            grad = grad.detach() - leaf.baseline
-        zero = torch.zeros((), dtype=torch.float64, device=leaf.live.device)
-        alone = self.opened.grad_sq.get(leaf.index, zero).double()
-        part_sq = torch.stack([one.squared_norm.double() for one in known]).sum() if known else alone
-        grad_sq = zero if grad is None else squared_norm(grad.detach()) / replicas(leaf)
-        numbers = torch.stack([part_sq, grad_sq])
+        sizes = [one.squared_norm for one in known]
+        if not known and leaf.index in self.opened.grad_sq:
+            sizes = [self.opened.grad_sq[leaf.index]]
+        self._waiting += [(size, found, 0, 1.0) for size in sizes]
         if self.probed:
-            here = [one.probe for one in known if one.probe.dim() == 1]
-            both = [self._four(sum(here[1:], here[0])) if here else numbers.new_zeros(4), numbers.new_zeros(4)]
-            if grad is not None and leaf.probe is not None and grad.numel():
-                both[1] = self._four(part_of(leaf.probe, leaf, grad).of(grad.detach())) / replicas(leaf)
-            numbers = torch.cat([numbers, *both])
-        self.indices.append(leaf.index)
-        self.values.append(numbers)
+            self._waiting += [(one.probe, found, 2, 1.0) for one in known if one.probe.dim() == 1]
+        grad = leaf.grad
+        if grad is None:
+            return
+        grad = grad.detach() if leaf.baseline is None else grad.detach() - leaf.baseline
+        share = 1 / replicas(leaf)
+        self._waiting.append((squared_norm(grad), found, 1, share))
+        if self.probed and leaf.probe is not None and grad.numel():
+            self._waiting.append((part_of(leaf.probe, leaf, grad).of(grad), found, 6, share))
 
-    def read(self) -> dict[int, tuple[float, ...]]:
+    def read(self) -> dict[int, list[float]]:
         """Per parameter index ``part_sq``, ``grad_sq``, and eight parts of probes."""
-        if not self.values:
-            return {}
-        devices = {value.device for value in self.values}
-        values = self.values if len(devices) == 1 else [value.cpu() for value in self.values]
-        rows = torch.stack(values).tolist()
-        return {i: tuple(row) if self.probed else (*row, *[0.0] * 8) for i, row in zip(self.indices, rows, strict=True)}
-
-    def _four(self, probes: Tensor) -> Tensor:
-        """Real and imaginary parts of two probes, float64; zeros for one that is not looked along."""
-        probes = probes[self._looks] if probes.numel() == 2 else probes
-        four = torch.zeros(2, 2, dtype=torch.float64, device=probes.device)
-        four[: probes.numel()] = torch.view_as_real(probes.to(torch.complex128))
-        return four.reshape(-1)
+        alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for k, (tensor, *_) in enumerate(self._waiting):
+            alike.setdefault((tensor.device, tensor.dtype), []).append(k)
+        for places in alike.values():
+            numbers = iter(torch.cat([self._waiting[k][0].reshape(-1) for k in places]).tolist())
+            for k in places:
+                tensor, found, at, factor = self._waiting[k]
+                values = [next(numbers) * factor for _ in range(tensor.numel())]
+                if at < 2:
+                    found[at] += values[0]
+                    continue
+                # Real and imaginary parts; zeros for a direction that is not looked along.
+                for number, value in enumerate(values[self._looks] if len(values) == 2 else values):
+                    found[at + 2 * number] += value.real
+                    found[at + 2 * number + 1] += value.imag
+        return self._found
