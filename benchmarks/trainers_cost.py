@@ -2,7 +2,7 @@
 
     python benchmarks/trainers_cost.py lightning transformers accelerate [--memory]
 
-A Llama of 4 layers, 256 wide, sequences of 128 characters of real text, 8 at once. Fits with and without gradscope take turns in
+A Llama of 4 layers, 256 wide, sequences of 64 characters of real text, 4 at once. Fits with and without gradscope take turns in
 one process; a step is what lies between two steps of the optimizer, the trainer's own work and its logging included. Memory is
 the peak of the resident set above the built model, each in a process of its own.
 """
@@ -19,7 +19,7 @@ from pydoc_data.topics import topics
 
 import torch
 
-STEPS, TURNS, N, T = 19, 2, 8, 128
+STEPS, TURNS, N, T = 19, 2, 4, 64
 
 #: Name → options of the callback; None is a fit without gradscope.
 SETTINGS = {
