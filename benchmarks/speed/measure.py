@@ -12,7 +12,7 @@ from benchmarks.speed.clock import clock_for
 from benchmarks.speed.machine import machine
 from benchmarks.speed.problem import Builder, Problem
 from benchmarks.speed.ratios import ratios
-from benchmarks.speed.timing import conclude, enter, interleave
+from benchmarks.speed.timing import enter, interleave
 from benchmarks.speed.tools import TOOLS
 from benchmarks.speed.truth import truth
 
@@ -55,7 +55,7 @@ def measure(
     lines = []
     for name, each in contestants.items():
         baseline = contestants[each.tool.against].seconds
-        line = {"kind": "time", "model": model, "tool": name, **asdict(conclude(each, right))}
+        line = {"kind": "time", "model": model, "tool": name, **asdict(each.verdict)}
         if each.seconds:
             line |= {"ratios": asdict(ratios(baseline, each.seconds)), "plain": sorted(baseline)[len(baseline) // 2]}
         lines.append(line | {"tiny": tiny, "machine": machine(device)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -15,7 +15,11 @@ from benchmarks.speed.tools.tool import Runner, Tool
 from benchmarks.speed.truth import Truth
 from benchmarks.speed.verdict import LOW_PRECISION, TOLERANCE, Verdict, judge, judge_estimates
 
-#: Steps before the clock: allocators, caches, and the first two windows, which are checked.
+#: Steps after which a tool does what it has put off: a report every 16 steps, say.
+BLOCK = 16
+#: Estimates whose mean is checked, of tools that give no more.
+DRAWS = 12
+#: Steps before the clock: allocators and caches; the first windows were checked.
 WARM_UP = 3
 
 
@@ -28,7 +32,6 @@ class Contestant:
     runner: Runner | None
     verdict: Verdict
     seconds: list[float] = field(default_factory=list)
-    draws: list[float] = field(default_factory=list)
 
     @property
     def runs(self) -> bool:
@@ -41,25 +44,30 @@ def enter(name: str, tool: Tool, build: Callable[[], Problem], truth: Truth) -> 
     try:
         problem = build()
         runner = tool.start(problem)
-        tolerance = TOLERANCE if problem.autocast is None else LOW_PRECISION
-        verdicts = [_checked(runner, truth, tolerance) for _ in range(2)]
+        verdict = _checked(runner, truth, TOLERANCE if problem.autocast is None else LOW_PRECISION)
     except Exception as error:  # a tool's failure is its line of the table, not the program's end
         return Contestant(name, tool, None, Verdict("not run", reason=brief(error)))
-    worst = next((verdict for verdict in verdicts if verdict.status == "wrong"), verdicts[-1])
-    if worst.status == "none" and tool.work in ("norms", "moments", "samples"):
-        worst = replace(worst, status="not run", reason="gives no figures per sample")
-    if worst.status in ("wrong", "not run"):
+    if verdict.status == "none" and tool.work in ("norms", "moments", "samples"):
+        verdict = replace(verdict, status="not run", reason="gives no figures per sample")
+    if verdict.status in ("wrong", "not run"):
         runner.close()
-        return Contestant(name, tool, None, worst)
-    return Contestant(name, tool, runner, worst)
+        return Contestant(name, tool, None, verdict)
+    return Contestant(name, tool, runner, verdict)
 
 
 def _checked(runner: Runner, truth: Truth, tolerance: float) -> Verdict:
-    runner.step()
-    gradients: dict[str, Tensor | None] = {name: leaf.grad for name, leaf in runner.parameters.items()}
-    verdict = judge(runner.figures(), gradients, truth, tolerance)
-    runner.clear()
-    return verdict
+    verdicts, draws = [], []
+    while len(verdicts) < 2 or (len(draws) == len(verdicts) < DRAWS and verdicts[-1].status == "none"):
+        runner.step()
+        gradients: dict[str, Tensor | None] = {name: leaf.grad for name, leaf in runner.parameters.items()}
+        figures = runner.figures()
+        verdicts.append(judge(figures, gradients, truth, tolerance))
+        draws += [] if figures.trace_cov is None else [figures.trace_cov]
+        runner.clear()
+    wrong = [verdict for verdict in verdicts if verdict.status == "wrong"]
+    if not wrong and verdicts[-1].status == "none" and len(draws) == len(verdicts):
+        return judge_estimates(draws, truth)
+    return wrong[0] if wrong else verdicts[-1]
 
 
 def brief(error: Exception) -> str:
@@ -81,32 +89,29 @@ def interleave(contestants: Sequence[Contestant], rounds: int, clock: Clock, lim
     Returns:
         How many rounds were timed.
     """
-    order = random.Random(0)
-    started, present = time.perf_counter(), [each for each in contestants if each.runs]
-    for step in _rounds(rounds, started, limit):
-        for each in order.sample(present, len(present)):
-            runner = each.runner
-            if runner is None:
-                continue
+    order, started = random.Random(0), time.perf_counter()
+    present = [(each, each.runner) for each in contestants if each.runner is not None]
+    timed = 0
+    for step in range(WARM_UP + rounds):
+        if timed >= 5 and time.perf_counter() - started > limit:
+            break
+        for each, runner in order.sample(present, len(present)):
             taken = clock.seconds(runner.step)
-            if step >= WARM_UP:
-                each.seconds.append(taken)
-                trace = runner.figures().trace_cov if each.tool.work == "less" else None
-                each.draws += [] if trace is None else [trace]
             runner.clear()
             clock.settle()
-    return len(present[0].seconds) if present else 0
+            if step >= WARM_UP:
+                each.seconds.append(taken)
+            elif step == WARM_UP - 1:
+                runner.settle()
+        timed = max(step + 1 - WARM_UP, 0)
+        if timed and timed % BLOCK == 0:
+            _share_out(present, clock, BLOCK)
+    _share_out(present, clock, timed % BLOCK)
+    return timed
 
 
-def _rounds(rounds: int, started: float, limit: float) -> Iterator[int]:
-    for step in range(WARM_UP + rounds):
-        if step >= WARM_UP + 5 and time.perf_counter() - started > limit:
-            return
-        yield step
-
-
-def conclude(contestant: Contestant, truth: Truth) -> Verdict:
-    """The verdict, for estimates only now that there are many."""
-    if contestant.verdict.status == "none" and contestant.draws:
-        return judge_estimates(contestant.draws, truth)
-    return contestant.verdict
+def _share_out(present: Sequence[tuple[Contestant, Runner]], clock: Clock, steps: int) -> None:
+    """Add to each of the last steps its share of what the tools have put off."""
+    for each, runner in present if steps else ():
+        share = clock.seconds(runner.settle) / steps
+        each.seconds[-steps:] = [taken + share for taken in each.seconds[-steps:]]

@@ -49,7 +49,7 @@ class Ticking(Clock):
 
     def seconds(self, function):
         function()
-        return self.script[type(function.__self__).__name__]
+        return self.script.get(function.__name__ + type(function.__self__).__name__, 0.0)
 
     def settle(self):
         self.settled += 1
@@ -90,10 +90,16 @@ def test_a_clock_of_its_own_kind_is_all_that_a_device_needs(right):
         enter("plain", TOOLS["plain"], build, right),
         enter("slow", Tool("slow", "less", slow), build, right),
     ]
-    clock = Ticking({"Plain": 2.0, "Slow": 3.0})
+    clock = Ticking({"stepPlain": 2.0, "stepSlow": 3.0})
     assert interleave(contestants, 4, clock, limit=60) == 4
     assert [each.seconds for each in contestants] == [[2.0] * 4, [3.0] * 4]
     assert clock.settled == 2 * (4 + WARM_UP)
+
+
+def test_what_a_tool_puts_off_is_shared_out_among_its_steps(right):
+    contestant = enter("plain", TOOLS["plain"], build, right)
+    interleave([contestant], 20, Ticking({"stepPlain": 2.0, "settlePlain": 16.0}), limit=60)
+    assert contestant.seconds == [3.0] * 16 + [6.0] * 4
 
 
 def test_a_device_that_is_not_here_is_said_at_once(monkeypatch, capsys):

@@ -47,6 +47,10 @@ class Watched(Runner):
         self.problem.loss().backward()
         self.optimizer.step()
 
+    def settle(self) -> None:
+        # gradscope computes figures of several windows at once, when somebody looks at them.
+        self.scope.report()
+
     def figures(self) -> Figures:
         report = self.scope.last
         if report is None:
@@ -86,6 +90,9 @@ class WithoutCapture(TwoMicroSteps):
     def step(self) -> None:
         super().step()
         self.optimizer.step()
+
+    def settle(self) -> None:
+        self.scope.report()
 
     def figures(self) -> Figures:
         report = self.scope.last

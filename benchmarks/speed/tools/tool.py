@@ -61,6 +61,10 @@ class Runner(ABC):
         """What the step just made has found."""
         return Figures()
 
+    def settle(self) -> None:
+        """Do what the tool has put off: timed after every 16 steps, and shared out among them."""
+        return
+
     def clear(self) -> None:
         """Forget gradients and what the tool hung on parameters."""
         self.problem.model.zero_grad(set_to_none=True)
