@@ -55,14 +55,13 @@ class FusedCall(Call):
         fusing: whether this backward may use them.
     """
 
-    __slots__ = ("bias", "fusing", "hook", "product")
+    __slots__ = ("bias", "fusing", "product")
 
     def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, key: tuple[object, ...]) -> None:
         super().__init__(recorder, plan, forward, Lent(), key)
         self.fusing = False
         self.product: FusedOuter | FusedConvolution | None = None
         self.bias: Tensor | None = None
-        self.hook = Hook(recorder.shielded(self.on_grad), recorder)
 
     def _describe(self, grad: Tensor, layout: Layout) -> dict[str, Contribution]:
         described = super()._describe(grad, layout)
@@ -88,7 +87,8 @@ class FusedCall(Call):
         self.fusing = once
         self.kept = Lent(x.detach())
         try:
-            self.hook(grad)
+            # Made here, since a call that held its own hook would live until the collector comes.
+            Hook(self.recorder.shielded(self.on_grad), self.recorder)(grad)
             total = None if self.product is None else self.product.summed
             if total is not None and (total.shape != weight.shape or total.dtype != weight.dtype):
                 total = None

@@ -1,7 +1,9 @@
 """``fused=True`` inside whatever users do with a layer: the gradient is autograd's, and nothing is left behind."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -258,6 +260,27 @@ def test_closing_leaves_nothing_behind_and_copies_are_plain():
 
 def _identity(self, h):
     return h
+
+
+def test_what_belongs_to_a_graph_goes_with_it(monkeypatch):
+    calls = []
+    original = capture_fused.FusedCall.gradients
+
+    def noted(self, *args, **options):
+        calls.append(weakref.ref(self.forward))
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(capture_fused.FusedCall, "gradients", noted)
+    model = Net().double()
+    gc.disable()
+    try:
+        with gradscope.watch(model, fused=True) as scope:
+            for _ in range(4):
+                plain_step(model)
+                scope.step()
+            assert calls and all(ref() is None for ref in calls)
+    finally:
+        gc.enable()
 
 
 def test_gradients_in_a_process_group_of_one(tmp_path):
