@@ -278,7 +278,8 @@ def test_what_belongs_to_a_graph_goes_with_it(monkeypatch):
             for _ in range(4):
                 plain_step(model)
                 scope.step()
-            assert calls and all(ref() is None for ref in calls)
+            assert calls
+            assert all(ref() is None for ref in calls)
     finally:
         gc.enable()
 
