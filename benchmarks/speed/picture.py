@@ -11,7 +11,7 @@ from benchmarks.speed.svg import Svg
 from benchmarks.speed.tools import TOOLS
 from benchmarks.speed.tools.tool import WORK
 
-LEFT, TOP, PANEL, GAP, ROW = 230, 46, 112, 14, 17
+LEFT, TOP, PANEL, GAP, ROW = 262, 46, 112, 14, 17
 OURS, THEIRS = "#3b82f6", "#9ca3af"
 #: Ratios at the panel's ends; what lies beyond is drawn at the end, with its number.
 LOW, HIGH = 0.9, 10.0
@@ -43,7 +43,7 @@ def picture(grid: Grid, models: Mapping[str, Builder]) -> str:
         if row.startswith("="):
             svg.text(4, y + 4, WORK[row[1:]], kind="head")
             continue
-        svg.text(14, y + 4, TOOLS[row].title[:36], kind="strong" if TOOLS[row].ours else "")
+        svg.text(14, y + 4, TOOLS[row].title[:44], kind="strong" if TOOLS[row].ours else "")
         for column, model in enumerate(grid.models):
             _mark(svg, grid, model, row, LEFT + column * (PANEL + GAP), y)
     return svg.render()

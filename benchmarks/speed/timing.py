@@ -74,7 +74,7 @@ def brief(error: Exception) -> str:
     """The first sentence of an error, for a cell of the table."""
     text = " ".join(str(error).split())
     kind = "" if type(error).__name__ == "UnavailableError" else f"{type(error).__name__}: "
-    return f"{kind}{text[:90]}{'…' if len(text) > 90 else ''}"
+    return f"{kind}{text[:120]}{'…' if len(text) > 120 else ''}"
 
 
 def interleave(contestants: Sequence[Contestant], rounds: int, clock: Clock, limit: float) -> int:

@@ -42,7 +42,7 @@ MODELS = {
         "LSTM 2 × 128, T 32, n 32", lstm, {"n": 32, "length": 32, "width": 128}, {"n": 4, "length": 6, "width": 8}, 0.07
     ),
     "bert": Builder(
-        "BERT 4 × 256 (transformers), T 64, n 16",
+        "BERT 4 × 256, T 64, n 16",
         bert,
         {"n": 16, "length": 64, "width": 256, "depth": 4},
         {"n": 4, "length": 8, "width": 16, "depth": 2},
