@@ -33,7 +33,7 @@ def check_whole(model: Module, leaves: Sequence[Leaf], *, capture: bool) -> None
     old = next((path for path, one in model.named_modules() if type(one).__name__ == "FullyShardedDataParallel"), None)
     if old is not None:
         raise UnwatchableModelError(
-            f"{old or type(model).__name__} is wrapped in FullyShardedDataParallel, which keeps parameters as parts of one flat "
+            f"{old or 'the model'} is wrapped in FullyShardedDataParallel, which keeps parameters as parts of one flat "
             "tensor, where hooks cannot tell them apart. Use torch.distributed.fsdp.fully_shard, its successor."
         )
     sharded = [leaf for leaf in leaves if leaf.sharded]
