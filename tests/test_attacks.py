@@ -151,3 +151,36 @@ def test_a_projection_of_query_tokens_is_exact():
     torch.manual_seed(0)
     for report, expected in windows(Queries().double()):
         agrees(report, expected, expected)
+
+
+class OnceOnly(torch.autograd.Function):
+    """Lets go of what its backward needs when that has run."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        ctx.kept = weight
+        return weight.round(decimals=1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        scale, ctx.kept = (ctx.kept.abs() < 9).to(grad), None
+        return grad * scale
+
+
+class Quantised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.weight = nn.Linear(3, 4), nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x):
+        return nn.functional.linear(torch.tanh(self.first(x)), OnceOnly.apply(self.weight))
+
+
+def test_a_function_between_a_weight_and_its_use_is_run_backward_once():
+    torch.manual_seed(0)
+    model = Quantised().double()
+    with gradscope.watch(model, torch.optim.SGD(model.parameters(), lr=0.05)) as scope:
+        for _ in range(3):
+            waves(model(torch.randn(N, 3).double())).sum().backward()
+            assert scope.step().coverage["weight"].status == "not measured"
+            model.zero_grad()

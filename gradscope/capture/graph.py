@@ -48,7 +48,7 @@ class Graph:
         self.consumers: dict[Any, list[tuple[Any, int]]] = {}
         self.accumulators: dict[int, Any] = {}
         self._free: set[Any] = set()
-        self._nodes: set[Any] = set()
+        self.nodes: set[Any] = set()
         self._bound: set[Any] = set()
         kinds: list[object] = []
         seen = set()
@@ -67,24 +67,16 @@ class Graph:
                     self.accumulators[id(source.variable)] = source
                 else:
                     stack.append(source)
-        self._nodes = seen
+        self.nodes = seen
         #: The same for graphs of one shape: layouts are measured anew where it changes.
         self.kind = hash(tuple(kinds))
 
     def moves(self) -> bool:
         """Whether rows are picked or put somewhere by their values, so that what was measured once may not hold again."""
-        movers = (node for node in self._nodes if moves_rows(node))
+        movers = (node for node in self.nodes if moves_rows(node))
         sources = (source for node in movers for source, _ in node.next_functions if source is not None)
         # Reading rows of a table moves no samples.
         return any(not self.free_of_samples(source) for source in sources)
-
-    def foreign(self) -> str:
-        """Name of a custom ``autograd.Function`` that is not torch's own; empty where there is none."""
-        for node in self._nodes:
-            kind = getattr(type(node), "_forward_cls", None)
-            if kind is not None and not kind.__module__.startswith(("torch.", "gradscope.")):
-                return str(kind.__qualname__)
-        return ""
 
     def meetings(
         self,

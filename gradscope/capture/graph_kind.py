@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 #: Operators that read or write rows by index or by value.
@@ -43,3 +44,24 @@ def kind_of(node: Any, samples: int) -> object:
 def moves_rows(node: Any) -> bool:
     """Whether it picks or puts rows by index or by value."""
     return node.name().rstrip("0123456789") in _MOVERS
+
+
+def foreign(nodes: Iterable[Any]) -> str:
+    """Name of a custom ``autograd.Function`` that is not torch's own; empty where there is none."""
+    for node in nodes:
+        kind = getattr(type(node), "_forward_cls", None)
+        if kind is not None and not kind.__module__.startswith(("torch.", "gradscope.")):
+            return str(kind.__qualname__)
+    return ""
+
+
+def upstream(node: Any) -> Iterator[Any]:
+    """The node, and all that its gradient flows on to."""
+    stack, seen = [node], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(source for source, _ in node.next_functions)

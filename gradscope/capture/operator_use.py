@@ -12,10 +12,11 @@ from torch.autograd.graph import GradientEdge
 
 from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward
+from gradscope.capture.graph_kind import foreign, upstream
 from gradscope.capture.layout import BatchDim, Layout, NoSamples, Rows
 from gradscope.capture.meeting import Meeting
 from gradscope.capture.negligible import largest, negligible_below
-from gradscope.capture.saved import UnreadableError, readable
+from gradscope.capture.saved import UnreadableError, readable, runs_once
 from gradscope.capture.tagged_rows import TaggedRows
 from gradscope.capture.tagging import user_hooks_lifted
 from gradscope.contributions import Contribution, Dense, Outer
@@ -197,6 +198,9 @@ class OperatorUse:
     def _pulled_back(self, contribution: Contribution, to: Any) -> Tensor:
         """Each sample's gradient of the operand, taken back through operators that hold no samples."""
         size = to.numel() if isinstance(to, Tensor) else contribution.shape.numel()
+        above = set(upstream(self.meeting.source))
+        if runs_once(above) or (foreign(above) and not self.recorder.options.second_pass):
+            raise ValueError("what lies between can be run backward only once")
         if contribution.samples * size > LARGEST:
             raise ValueError("its gradients of all samples would not fit in memory on the way back")
         recorder, leaves = self.recorder, list(self.leaves.values())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -61,6 +61,30 @@ def _checkpointed(node: Any, packs: bool) -> Iterator[tuple[Any, Any, torch.Tens
             for one, frame, tensor in zip(raw, frames, getattr(node, public), strict=True):
                 if frame is not None and tensor is not None:
                     yield one.data, frame, tensor
+
+
+def runs_once(nodes: Iterable[Any]) -> bool:
+    """Whether some checkpoint recomputes in a context of its own: selective checkpoints give out once what they have stored."""
+    frames: set[int] = set()
+    for node in nodes:
+        kind: type = type(node)
+        for name in _saved_names(kind):
+            raw = getattr(node, name)
+            for one in raw if isinstance(raw, (tuple, list)) else (raw,):
+                try:
+                    frame = _frame(one, packs=False)
+                except UnreadableError:
+                    continue
+                if frame is None or id(frame) in frames:
+                    continue
+                frames.add(id(frame))
+                again = frame.recompute_fn
+                cells = dict(zip(again.__code__.co_freevars, again.__closure__ or (), strict=True))
+                if "recompute_context" in cells and not isinstance(
+                    cells["recompute_context"].cell_contents, nullcontext
+                ):
+                    return True
+    return False
 
 
 @cache

@@ -11,10 +11,12 @@ from torch.autograd.graph import GradientEdge
 from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward, Made
 from gradscope.capture.graph import Graph, nodes_of_call
+from gradscope.capture.graph_kind import foreign
 from gradscope.capture.hook import Hook
 from gradscope.capture.meeting import Mixes
 from gradscope.capture.operator_use import OperatorUse
 from gradscope.capture.recomputed_call import RecomputedCall
+from gradscope.capture.saved import runs_once
 from gradscope.moments.leaf import Leaf
 
 if TYPE_CHECKING:
@@ -33,15 +35,18 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
     nodes = (tensor.grad_fn for tensor in outputs)
     graph = Graph(nodes, options.batch_dim, forward.samples, whole=options.second_pass)
     forward.graph = recorder.graph = (graph.kind, forward.samples)
-    foreign = graph.foreign()
-    if foreign and not options.second_pass:
+    function = foreign(graph.nodes)
+    if function and not options.second_pass:
         # Its backward may free or overwrite what it saved: run twice, it could end or change the user's training.
         forward.tag_error = (
-            f"the backward of {foreign}, a custom autograd.Function, is not run a second time unless second_pass=True"
+            f"the backward of {function}, a custom autograd.Function, is not run a second time unless second_pass=True"
         )
     if forward.graph not in recorder.graphs or graph.moves():
         forward.wants_tags = True
     looking = recorder.guarding or forward.wants_tags
+    again = looking or forward.packs or recorder.estimated or options.second_pass
+    if again and not forward.tag_error and runs_once(graph.nodes):
+        forward.tag_error = "a selective activation checkpoint can be run backward only once"
     if not (raw or shared or forward.unbatched or forward.recomputed or looking):
         return
     if looking or shared:

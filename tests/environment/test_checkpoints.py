@@ -2,10 +2,11 @@
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
-from models import Blocks, assert_agrees, assert_all, samples, train
+from models import Blocks, assert_agrees, assert_all, samples, statuses, train
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -150,3 +151,33 @@ def test_a_guard_holds_no_second_set_of_gradients():
     torch.manual_seed(0)
     model, x = nn.Sequential(*[nn.Linear(256, 256) for _ in range(12)]), torch.randn(4, 256)
     assert peak(model, x, True)[0] <= 1.05 * peak(model, x, False)[1]
+
+
+class Selective(torch.nn.Module):
+    """Blocks whose checkpoints store what some operators return, and give it out once."""
+
+    def __init__(self, raw):
+        super().__init__()
+        self.stem, self.head, self.block = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.rand(4)) if raw else None
+        self.shift = nn.Parameter(torch.rand(4)) if raw else None
+
+    def inside(self, x):
+        x = self.block(x)
+        return torch.tanh(x if self.scale is None else x + self.scale.exp() * self.shift.exp().cumsum(0))
+
+    def forward(self, x):
+        checkpoints = pytest.importorskip("torch.utils.checkpoint")
+        saved = [torch.ops.aten.addmm.default, torch.ops.aten.mm.default]
+        contexts = partial(checkpoints.create_selective_checkpoint_contexts, saved)
+        return self.head(checkpoints.checkpoint(self.inside, self.stem(x), use_reentrant=False, context_fn=contexts))
+
+
+@pytest.mark.parametrize("second_pass", [False, True])
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_selective_checkpoint_is_run_backward_once(raw, second_pass):
+    torch.manual_seed(0)
+    for report in train(Selective(raw).double(), samples(), windows=3, second_pass=second_pass):
+        assert any("selective" in line for line in report.warnings) or report.warnings == ()
+        assert set(statuses(report).values()) <= {"exact", "not measured", "second pass"}
+        assert report.coverage["block.weight"].status == "exact"
