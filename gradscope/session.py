@@ -105,14 +105,18 @@ class Session:
             leaf.in_turn = leaf.index in owners
 
     def end(self) -> None:
-        """Take every hook off."""
-        self._watch.close()
-        self.recorder.leave()
+        """Take every hook off, tell the other ranks, and close what is written to."""
+        self.unhook()
         if self.company is not None:
             self.company.leave()
         for write in self.outlets.rest(lambda: self.history.report(self.parameters)):
             self._safely(write)
         self.outlets.close()
+
+    def unhook(self) -> None:
+        """Take every hook off, and touch nothing else: in a forked process files and connections are its parent's."""
+        self._watch.close()
+        self.recorder.leave()
 
     def add_optimizer(self, optimizer: Optimizer) -> None:
         """One more optimizer steps this model; those that it replaces are let go."""

@@ -84,6 +84,13 @@ class Attaching:
         for watched in self.watched:
             self._safely(watched.end)
 
+    def forget(self) -> None:
+        """Take everything off in a forked process, which the original reports on."""
+        self._entrance.close()
+        self._optimizers.stop()
+        for watched in self.watched:
+            self._safely(watched.unhook)
+
     def _made(self) -> None:
         self.optimizers_made = True
         self._passed.clear()

@@ -125,4 +125,4 @@ class Supervisor:
         """A forked process is not looked into: its parent reports."""
         self._over = True
         if self._attaching is not None:
-            self._attaching.end()
+            self._attaching.forget()

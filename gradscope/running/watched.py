@@ -73,6 +73,12 @@ class Watched:
             self._infos = session.parameters
         return self._history.report(self._infos)
 
+    def unhook(self) -> None:
+        """Take the hooks off in a forked process."""
+        session = self._session()
+        if session is not None:
+            session.unhook()
+
     def end(self) -> None:
         """Take the hooks off; what was measured stays."""
         session = self._session()
