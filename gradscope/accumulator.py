@@ -15,7 +15,7 @@ from gradscope.moments.leaf import Arrival, Leaf
 from gradscope.moments.microstep import MicroStep, coarsest
 from gradscope.trust import Trust
 from gradscope.window import ParameterSums, Window
-from gradscope.window_sums import AdamState, Parts, bring_norms, dense, parameter_sums
+from gradscope.window_sums import AdamState, Parts, bring_norms, dense, parameter_sums, weighed_by_adam
 
 #: Of a parameter that is split over ranks.
 NEVER_WHOLE = (
@@ -52,6 +52,7 @@ class OpenWindow:
         self.steps: list[MicroStep] = []
         self.grad_sq: dict[int, Tensor] = {}
         self.grads: dict[int, Tensor] = {}
+        self.weighed: dict[int, Tensor] = {}
         self.problems: dict[int, str] = {}
         self.arrived: set[int] = set()
         for leaf in self.leaves:
@@ -64,8 +65,31 @@ class OpenWindow:
         for leaf in self.leaves:
             leaf.open_window()
 
+    def weigh(self, adam: Mapping[int, AdamState]) -> None:
+        """Note the elementwise squares as the optimizer weighs them now; its state goes on.
+
+        Args:
+            adam: what the optimizer knows, by parameter index; may be empty.
+        """
+        for index, state in adam.items():
+            if index in self.grads and index not in self.weighed:
+                found = weighed_by_adam(self.grads[index], self.steps, index, state)
+                if found is not None:
+                    self.weighed[index] = found
+
+    def forget_elementwise(self) -> None:
+        """Only the newest window's elementwise figures are kept."""
+        self.grads = {}
+        for step in self.steps:
+            for record in step.measured.values():
+                record.second_moment = None
+
     def taken(self) -> OpenWindow:
         """What was filled, to be closed later; this one may begin anew."""
+        for step in self.steps:
+            for record in step.measured.values() if step.samples > 1 else ():
+                if record.arrival is not None:
+                    record.arrival.fresh = None
         taken = copy.copy(self)
         taken.frozen = frozenset(leaf.index for leaf in self.leaves if not leaf.parameter.requires_grad)
         return taken
@@ -165,6 +189,7 @@ class OpenWindow:
         """
         for step in self.steps:
             step.settle()
+        self.weigh(adam)
         share, v2, ids = self._shares()
         judged, grad_sq = self._judge()
         bring_norms(self.steps)
@@ -180,7 +205,7 @@ class OpenWindow:
             if found.measured and i in grad_sq:
                 parts = Parts(i, self.steps, judged[i], grad_sq[i], self.grads.get(i), scale, v2)
                 by_sample = found.status in ("exact", "second pass")
-                sums[leaf.info.name] = parameter_sums(parts, by_sample=by_sample, adam=adam.get(i))
+                sums[leaf.info.name] = parameter_sums(parts, by_sample=by_sample, weighed=self.weighed.get(i))
         return Window(
             index=index,
             samples=share.numel(),

@@ -25,7 +25,8 @@ class Coverage:
     Attributes:
         status: one of ``STATUSES``. "exact": closed form, or recomputation of the owning module alone; "estimated": random
             signs, or how micro-steps or ranks differ; "second pass": recomputation of anything above the owner; "not
-            measured", "mismatch": withheld, see ``reason``; "no gradient": nothing reached it in this window; "frozen": it asks for no gradient.
+            measured", "mismatch": withheld, see ``reason``; "no gradient": nothing reached it in this window; "frozen": it asks
+            for no gradient.
         rule: what described the contributions, for example ``"linear"`` or ``"random signs"``; empty where none did.
         reason: why there is no better status, in words a user can act on; empty where there is nothing to add.
         error: relative difference between the captured contributions and what autograd gave the parameter; NaN where no

@@ -16,8 +16,19 @@ from gradscope.window import ParameterInfo, ParameterSums, Window
 MOST_WAITING, MOST_BYTES = 64, 1 << 23
 
 
-class _Waiting(NamedTuple):
+class Waiting(NamedTuple):
+    """A window whose figures have not been asked for.
+
+    Attributes:
+        close: computes them.
+        outdate: forgets what only the newest window keeps.
+        own: seconds that it has cost so far.
+        others: seconds that the user's own step took.
+        nbytes: held meanwhile, elementwise figures aside.
+    """
+
     close: Callable[[], Window]
+    outdate: Callable[[], None]
     own: float
     others: float
     nbytes: int
@@ -36,7 +47,7 @@ class History:
 
     def __init__(self, keep: int) -> None:
         self._windows: deque[Window] = deque(maxlen=keep)
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self.index = 0
         self.measured = 0
         self._overheads: deque[float] = deque(maxlen=keep)
@@ -50,23 +61,22 @@ class History:
 
     def add(self, window: Window, overhead: float) -> None:
         """One window more."""
+        self._outdate()
         self._settle()
         self.measured += 1
         self._append(window, overhead)
 
-    def postpone(self, close: Callable[[], Window], own: float, others: float, nbytes: int) -> None:
-        """One window more, whose figures are computed when somebody looks at them: many at once cost less than one by one.
-
-        Args:
-            close: computes them.
-            own: seconds that it has cost so far.
-            others: seconds that the user's own step took.
-            nbytes: held meanwhile.
-        """
+    def postpone(self, window: Waiting) -> None:
+        """One window more, whose figures are computed when somebody looks at them: many at once cost less than one by one."""
         self.measured += 1
-        self._waiting.append(_Waiting(close, own, others, nbytes))
+        self._outdate()
+        self._waiting.append(window)
         if len(self._waiting) >= MOST_WAITING or sum(one.nbytes for one in self._waiting) > MOST_BYTES:
             self._settle()
+
+    def _outdate(self) -> None:
+        if self._waiting:
+            self._waiting[-1].outdate()
 
     def _settle(self) -> None:
         waiting, self._waiting = self._waiting, []

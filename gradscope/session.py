@@ -22,7 +22,7 @@ from gradscope.capture.recorder import Recorder
 from gradscope.contributions.choice import Measured
 from gradscope.contributions.workspace import Workspace
 from gradscope.coverage import NORMALIZATION_ONLY
-from gradscope.history import History
+from gradscope.history import History, Waiting
 from gradscope.increments import IncrementRecorder, IncrementWindow
 from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
@@ -206,10 +206,12 @@ class Session:
             self._safely(lambda: self._measure(found_scaler))
         self.history.index += 1
         self._stepped.clear()
+        self._started = time.perf_counter()
         self.opened.close_down()
         self._refresh()
         self.switch()
-        self._started, self.recorder.seconds = time.perf_counter(), 0.0
+        # The next window pays for its own beginning.
+        self.recorder.seconds = time.perf_counter() - self._started
 
     def _measure(self, found_scaler: Any) -> None:
         began = time.perf_counter()
@@ -228,8 +230,13 @@ class Session:
             own += self.company.take_seconds()
         overhead = own / max(now - self._started - own, 1e-9)
         if window is None:
-            close = partial(self.opened.taken().close, index, scale=scale, adam={})
-            self.history.postpone(close, own, now - self._started - own, self.opened.nbytes)
+            self.opened.weigh(adam)
+            taken = self.opened.taken()
+            close = partial(taken.close, index, scale=scale, adam={})
+            own += time.perf_counter() - now
+            self.history.postpone(
+                Waiting(close, taken.forget_elementwise, own, max(now - self._started - own, 0.0), taken.nbytes)
+            )
         else:
             self.history.add(window, overhead)
         for write in self.outlets.writes(window, overhead, lambda: self.history.report(self.parameters)):
@@ -240,7 +247,7 @@ class Session:
 
         Not those of a guard window, which says what the next one has to do; nor where more is needed than will still be there.
         """
-        plain = type(self.opened) is OpenWindow and self.company is None and not self.options.moments
+        plain = type(self.opened) is OpenWindow and self.company is None
         return plain and not self.outlets.prompt and all(step.spot is None for step in self.opened.steps)
 
     def note_failures(self) -> None:

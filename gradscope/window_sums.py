@@ -11,7 +11,7 @@ from torch import Tensor
 from gradscope.judgement import Judged
 from gradscope.moments.microstep import MicroStep
 from gradscope.statistics.elementwise import elementwise_moments
-from gradscope.statistics.preconditioned import adam_preconditioner, preconditioned_sums
+from gradscope.statistics.preconditioned import adam_preconditioner, sums_of_weighed, weighed_squares
 from gradscope.window import ParameterSums
 
 
@@ -48,13 +48,22 @@ class Parts:
     weight_sq_sum: float
 
 
-def parameter_sums(parts: Parts, *, by_sample: bool, adam: AdamState | None) -> ParameterSums:
+def weighed_by_adam(grad: Tensor, steps: Sequence[MicroStep], index: int, adam: AdamState) -> Tensor | None:
+    """One parameter's squares, weighed as Adam weighs them, float64 ``[2]``; None where they are not known elementwise."""
+    total = second_moment(steps, index)
+    if total is None:
+        return None
+    flat = adam.second_moment.reshape(-1)
+    return weighed_squares(grad, total, lambda block: adam_preconditioner(flat[block], adam.step, adam.beta2, adam.eps))
+
+
+def parameter_sums(parts: Parts, *, by_sample: bool, weighed: Tensor | None) -> ParameterSums:
     """The sums, with the loss's scale divided out.
 
     Args:
         parts: the micro-steps' figures.
         by_sample: whether every micro-step knows its samples' norms.
-        adam: what the optimizer knows, if it is Adam-like.
+        weighed: elementwise squares as the optimizer weighs them, if it is Adam-like.
     """
     square = parts.scale * parts.scale
     own_sq = sum(part.own_sq for part in parts.judged if part is not None) / square
@@ -64,9 +73,9 @@ def parameter_sums(parts: Parts, *, by_sample: bool, adam: AdamState | None) -> 
     variance = signal = preconditioned = None
     if parts.grad is not None and norms is not None:
         variance, signal = _elementwise(parts, parts.grad)
-        if variance is not None and signal is not None and adam is not None:
-            precondition = adam_preconditioner(adam.second_moment, adam.step, adam.beta2, adam.eps)
-            preconditioned = preconditioned_sums(variance, signal, precondition)
+    if weighed is not None and norms is not None:
+        samples = sum(step.samples for step in parts.steps)
+        preconditioned = sums_of_weighed((weighed / square).tolist(), parts.weight_sq_sum, samples)
     return ParameterSums(parts.grad_sq / square, own_sq, norms, variance, signal, preconditioned)
 
 

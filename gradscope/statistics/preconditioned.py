@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+
+from gradscope.statistics.elementwise import BLOCK
+from gradscope.statistics.signal import SMALLEST_REMAINDER
 
 
 def adam_preconditioner(second_moment: Tensor, step: float, beta2: float, eps: float) -> Tensor:
@@ -23,6 +28,43 @@ def adam_preconditioner(second_moment: Tensor, step: float, beta2: float, eps: f
     """
     corrected = second_moment.to(torch.float64) / (1 - beta2**step)
     return torch.reciprocal(corrected.sqrt() + eps)
+
+
+def weighed_squares(grad: Tensor, contribution_sq: Tensor, adam: Callable[[slice], Tensor]) -> Tensor:
+    """``⟨P, ḡ²⟩`` and ``⟨P, Σhᵢ²⟩`` for a diagonal ``P``, float64 ``[2]``: what ``preconditioned_sums`` follows from.
+
+    A block of elements at a time, so that all steps but the first find them in a core's cache, and without the elementwise
+    variance, which is two tensors more.
+
+    Args:
+        grad: ``ḡ``, of the parameter's shape.
+        contribution_sq: ``Σ hᵢ²``, elementwise, of the same shape.
+        adam: the diagonal of ``P``, for a slice of the flattened parameter.
+    """
+    flat_grad, flat_sq = grad.reshape(-1), contribution_sq.reshape(-1)
+    found = torch.zeros(2, dtype=torch.float64, device=flat_sq.device)
+    size = BLOCK if flat_sq.is_cpu else max(1, flat_sq.numel())
+    for start in range(0, flat_sq.numel(), size):
+        block = slice(start, start + size)
+        weight = adam(block).to(torch.float64)
+        weight = torch.where(weight.isinf(), 0.0, weight)
+        part = flat_grad[block]
+        mean_sq = (part.abs() if part.is_complex() else part).to(torch.float64).square()
+        found += torch.stack([weight.dot(mean_sq), weight.dot(flat_sq[block].to(torch.float64))])
+    return found
+
+
+def sums_of_weighed(weighed: Sequence[float], weight_sq_sum: float, samples: int) -> tuple[float, float]:
+    """``(tr(PΣ), GᵀPG)`` from ``weighed_squares``; NaN where ``V₂ = 1``.
+
+    Both are linear in the elementwise variance and signal, and these in the squares: ``GᵀPG = (⟨P, ḡ²⟩ - ⟨P, Σhᵢ²⟩)/(1 - V₂)``
+    and ``tr(PΣ) = n·(⟨P, Σhᵢ²⟩ - V₂⟨P, ḡ²⟩)/(1 - V₂)``.
+    """
+    mean_sq, own_sq = weighed
+    remainder = 1 - weight_sq_sum
+    if not remainder > SMALLEST_REMAINDER:
+        return float("nan"), float("nan")
+    return samples * (own_sq - weight_sq_sum * mean_sq) / remainder, (mean_sq - own_sq) / remainder
 
 
 def preconditioned_sums(variance: Tensor, signal: Tensor, preconditioner: Tensor) -> tuple[float, float]:
