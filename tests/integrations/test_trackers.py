@@ -195,7 +195,7 @@ def test_a_function():
         ("run.jsonl", {"every": 2}, "a run log holds every window"),
         (print, {"every": 0}, "every is a whole number"),
     ],
-    ids=str,
+    ids=["an object", "every second window of a run log", "every 0"],
 )
 def test_what_cannot_work_is_refused_at_once(target, settings, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
