@@ -4,6 +4,7 @@ import math
 import os
 import struct
 import sys
+import time
 
 import pytest
 import torch
@@ -70,17 +71,22 @@ def records_in(path):
 
 
 def rows_of(folder):
-    """The rows of an offline run of wandb."""
+    """The rows of an offline run of wandb that was finished; its own process may still be writing them."""
     from wandb.proto import wandb_internal_pb2
 
-    rows = []
-    for found in records_in(next(folder.rglob("*.wandb"))):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(found)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({item.key or "/".join(item.nested_key): float(item.value_json) for item in items})
-    return rows
+    for _ in range(300):
+        rows, ended = [], False
+        for found in records_in(next(folder.rglob("*.wandb"))):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(found)
+            ended |= record.WhichOneof("record_type") == "exit"
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                rows.append({item.key or "/".join(item.nested_key): float(item.value_json) for item in items})
+        if ended:
+            return rows
+        time.sleep(0.1)
+    raise TimeoutError("wandb has not ended its file")
 
 
 @pytest.fixture
