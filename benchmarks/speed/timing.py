@@ -19,8 +19,10 @@ from benchmarks.speed.verdict import LOW_PRECISION, TOLERANCE, Verdict, judge, j
 BLOCK = 16
 #: Estimates whose mean is checked, of tools that give no more.
 DRAWS = 12
-#: Steps before the clock: allocators and caches; the first windows were checked.
-WARM_UP = 3
+#: Steps before the clock: allocators and caches; the first windows were checked. One, where a tool takes too long for more.
+WARM_UP, SHORT_WARM_UP = 3, 1
+#: Rounds up to which a measurement is such a one.
+FEW = 5
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +46,8 @@ def enter(name: str, tool: Tool, build: Callable[[], Problem], truth: Truth) -> 
     try:
         problem = build()
         runner = tool.start(problem)
-        verdict = _checked(runner, truth, TOLERANCE if problem.autocast is None else LOW_PRECISION)
+        steps = 2 if tool.ours else 1
+        verdict = _checked(runner, truth, steps, TOLERANCE if problem.autocast is None else LOW_PRECISION)
     except Exception as error:  # a tool's failure is its line of the table, not the program's end
         return Contestant(name, tool, None, Verdict("not run", reason=brief(error)))
     if verdict.status == "none" and tool.work in ("norms", "moments", "samples"):
@@ -55,9 +58,9 @@ def enter(name: str, tool: Tool, build: Callable[[], Problem], truth: Truth) -> 
     return Contestant(name, tool, runner, verdict)
 
 
-def _checked(runner: Runner, truth: Truth, tolerance: float) -> Verdict:
+def _checked(runner: Runner, truth: Truth, steps: int, tolerance: float) -> Verdict:
     verdicts, draws = [], []
-    while len(verdicts) < 2 or (len(draws) == len(verdicts) < DRAWS and verdicts[-1].status == "none"):
+    while len(verdicts) < steps or (len(draws) == len(verdicts) < DRAWS and verdicts[-1].status == "none"):
         runner.step()
         gradients: dict[str, Tensor | None] = {name: leaf.grad for name, leaf in runner.parameters.items()}
         figures = runner.figures()
@@ -91,19 +94,19 @@ def interleave(contestants: Sequence[Contestant], rounds: int, clock: Clock, lim
     """
     order, started = random.Random(0), time.perf_counter()
     present = [(each, each.runner) for each in contestants if each.runner is not None]
-    timed = 0
-    for step in range(WARM_UP + rounds):
-        if timed >= 5 and time.perf_counter() - started > limit:
+    timed, warm_up = 0, WARM_UP if rounds > FEW else SHORT_WARM_UP
+    for step in range(warm_up + rounds):
+        if timed >= FEW and time.perf_counter() - started > limit:
             break
         for each, runner in order.sample(present, len(present)):
             taken = clock.seconds(runner.step)
             runner.clear()
             clock.settle()
-            if step >= WARM_UP:
+            if step >= warm_up:
                 each.seconds.append(taken)
-            elif step == WARM_UP - 1:
+            elif step == warm_up - 1:
                 runner.settle()
-        timed = max(step + 1 - WARM_UP, 0)
+        timed = max(step + 1 - warm_up, 0)
         if timed and timed % BLOCK == 0:
             _share_out(present, clock, BLOCK)
     _share_out(present, clock, timed % BLOCK)

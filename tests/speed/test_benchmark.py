@@ -91,9 +91,9 @@ def test_a_clock_of_its_own_kind_is_all_that_a_device_needs(right):
         enter("slow", Tool("slow", "less", slow), build, right),
     ]
     clock = Ticking({"stepPlain": 2.0, "stepSlow": 3.0})
-    assert interleave(contestants, 4, clock, limit=60) == 4
-    assert [each.seconds for each in contestants] == [[2.0] * 4, [3.0] * 4]
-    assert clock.settled == 2 * (4 + WARM_UP)
+    assert interleave(contestants, 6, clock, limit=60) == 6
+    assert [each.seconds for each in contestants] == [[2.0] * 6, [3.0] * 6]
+    assert clock.settled == 2 * (6 + WARM_UP)
 
 
 def test_what_a_tool_puts_off_is_shared_out_among_its_steps(right):
