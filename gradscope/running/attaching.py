@@ -156,6 +156,8 @@ class Attaching:
             return
         if self.watched:
             # Models that the script has dropped are held by our hooks in circles, which nobody collects so soon otherwise.
+            for earlier in self.watched:
+                earlier.settle()
             gc.collect()
         try:
             scope = watch(module, *optimizers, every=self._every)

@@ -73,6 +73,10 @@ class Watched:
             self._infos = session.parameters
         return self._history.report(self._infos)
 
+    def settle(self) -> int:
+        """Compute the figures that wait, which hold the model until then; how many windows there are."""
+        return len(self._history.windows)
+
     def unhook(self) -> None:
         """Take the hooks off in a forked process."""
         session = self._session()
