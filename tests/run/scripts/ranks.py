@@ -17,5 +17,5 @@ for _ in range(4):
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-print(os.environ["RANK"], loss.item().hex(), flush=True)
+os.write(1, f"{rank} {loss.item().hex()}\n".encode())  # in one piece, beside the other rank's
 torch.distributed.destroy_process_group()
