@@ -281,10 +281,10 @@ class OpenWindow:
         if worst.measured and worst.status != "estimated" and leaf.index in self.trust.distrusted:
             return Coverage("mismatch", worst.rule, self.trust.distrusted[leaf.index], worst.error)
         errors = [one.error for one in known if one.error == one.error]
-        if worst.measured and errors:
+        if errors and (worst.measured or not any(part.by_guard for part in parts or () if part is not None)):
             dtype = coarsest(*{step.measured[leaf.index].dtype for step in self.steps if leaf.index in step.measured})
             text = self.trust.lasting(leaf.index, errors, dtype)
-            if text:
+            if text and worst.measured:
                 return Coverage("mismatch", worst.rule, text, max(errors))
         if len(known) == 1:
             return worst

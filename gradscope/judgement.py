@@ -64,6 +64,9 @@ class Numbers(NamedTuple):
     built: float = _NAN
 
 
+#: How far single directions scatter about the mean over many: the square of a product of two normal numbers has heavy tails.
+SCATTER = 1.75
+
 #: Along how many random directions a guard window compares.
 DIRECTIONS = 2
 
@@ -227,7 +230,7 @@ def _limits(dtype: torch.dtype, looks: int) -> tuple[float, float]:
 @lru_cache
 def allowed(dtype: torch.dtype, looks: int) -> float:
     """Largest root mean square of differences along so many random directions that rounding explains; few scatter more."""
-    return TOLERANCE.get(dtype, 1e-2) * (1 + sqrt(DIRECTIONS / looks))
+    return TOLERANCE.get(dtype, 1e-2) * (1 + SCATTER * sqrt(DIRECTIONS / looks))
 
 
 def differs(error: float, limit: float) -> str:

@@ -66,7 +66,9 @@ class Trust:
         elif len(squares) == MEMORY:
             total -= squares.popleft()
         self._noted[index] = self._window
-        squares.append(errors[0] ** 2 if len(errors) == 1 else sum(error * error for error in errors) / len(errors))
+        # A large difference shows at once; once it is gone it must not be remembered for long.
+        most = (2 * allowed(dtype, 1)) ** 2
+        squares.append(sum(min(error * error, most) for error in errors) / len(errors))
         self._sums[index] = total = max(total + squares[-1], 0.0)
         error, limit = (total / len(squares)) ** 0.5, allowed(dtype, len(squares))
         return "" if error <= limit else f"{differs(error, limit)}, on average over {len(squares)} windows"

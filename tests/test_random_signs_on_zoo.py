@@ -30,7 +30,7 @@ def estimates(problem, signs, monkeypatch, *, check=None):
         def without_rules(backward, steps):
             for step in steps:
                 for record in step.measured.values():
-                    record.norms = record.probes = None
+                    record.norms = record.probes = record.sketch = None
                     record.spoiled = False
             take(backward, steps)
 

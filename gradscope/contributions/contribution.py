@@ -12,6 +12,9 @@ from gradscope.contributions.figures import Figures
 from gradscope.contributions.precision import working
 from gradscope.contributions.workspace import Workspace
 
+#: How many left and how many right halves of directions are drawn; each left is paired with each right.
+LEFTS = 3
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
@@ -30,15 +33,13 @@ class Probe:
     #: The same one by one; each is used several times a window.
     lefts: tuple[Tensor, ...] = field(init=False)
     rights: tuple[Tensor, ...] = field(init=False)
-    #: ``left · right``, where a parameter has one dimension only.
-    flat: Tensor = field(init=False)
-    #: The same, each a probe of its own.
+    #: Single directions, one for each ordinary window: every left of a few with every right, so that what one is blind to the
+    #: next ones see.
     parts: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lefts", self.left.unbind())
         object.__setattr__(self, "rights", self.right.unbind())
-        object.__setattr__(self, "flat", self.left * self.right if self.right.shape[1] == 1 else self.left)
 
     @classmethod
     def draw(cls, like: Tensor, generator: torch.Generator, k: int = 2, weight: Probe | None = None) -> Probe:
@@ -52,16 +53,23 @@ class Probe:
         """
         if weight is not None:
             ones = weight.left.new_ones(k, 1)
-            return cls(weight.left, ones, tuple(cls(part.left, ones[:1]) for part in weight.parts))
+            one = ones[:1]
+            return cls(weight.left, ones, tuple(cls(part.left, one) for part in weight.parts))
         first = like.shape[0] if like.dim() else 1
         rest = like.numel() // first if first else 0
         real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
-        left = torch.randn(k, first, generator=generator, dtype=real)
+        left = torch.randn(LEFTS, first, generator=generator, dtype=real)
         # With a single column left alone is already a full-rank direction.
-        right = torch.randn(k, rest, generator=generator, dtype=real) if rest > 1 else torch.ones(k, rest, dtype=real)
+        right = (
+            torch.randn(LEFTS, rest, generator=generator, dtype=real)
+            if rest > 1
+            else torch.ones(LEFTS, rest, dtype=real)
+        )
         dtype = working(like).dtype
         left, right = left.to(like.device, dtype), right.to(like.device, dtype)
-        return cls(left, right, tuple(cls(left[j : j + 1], right[j : j + 1]) for j in range(k)))
+        lefts, rights = left.split(1), right.split(1)
+        pairs = ((i, (i + turn) % LEFTS) for turn in range(LEFTS) for i in range(LEFTS))
+        return cls(left[:k], right[:k], tuple(cls(lefts[i], rights[j]) for i, j in pairs))
 
     def of(self, tensor: Tensor) -> Tensor:
         """``⟨tensor, Rⱼ⟩``, ``[k]``; a sparse gradient is read through its values."""
@@ -70,7 +78,8 @@ class Probe:
             return (self.left[:, tensor._indices()[0]] * project(values, self.right)).sum(1)
         tensor = working(tensor)
         if self.right.shape[1] == 1:
-            return self.flat.mv(tensor if tensor.dim() == 1 else tensor.reshape(-1))
+            # A single column: ``right`` is all ones.
+            return self.left.mv(tensor if tensor.dim() == 1 else tensor.reshape(-1))
         rows = tensor if tensor.dim() == 2 else tensor.reshape(self.left.shape[1], -1)
         if len(self.lefts) == 1:
             return self.lefts[0].dot(rows.mv(self.rights[0])).reshape(1)

@@ -190,7 +190,7 @@ class MicroStep:
     def _postpone(self, record: Measured, leaf: Leaf, contribution: Contribution) -> bool:
         """Whether the figures can wait for those of all layers of this kind: in ordinary windows only."""
         probe = leaf.probe
-        if self.spot is not None or self.moments or self.chosen is not None or probe is None or len(probe.lefts) != 1:
+        if self.spot is not None or self.moments or probe is None or len(probe.lefts) != 1:
             return False
         if type(contribution) is Row and contribution.short:
             record.sketch = contribution.sketch(probe)
@@ -215,6 +215,11 @@ class MicroStep:
                 if record.sketch is sketch:
                     record.norms, record.probes = found[2 * number], found[2 * number + 1]
                     record.sketch = None
+                    if self.chosen is not None:
+                        # Two norms a sample are cheaper than choosing first.
+                        norms = record.norms
+                        record.norms = torch.full_like(norms, float("nan"))
+                        record.norms[self.chosen] = norms[self.chosen]
 
     def _square(self, record: Measured, leaf: Leaf, contribution: Contribution) -> None:
         if self.spot is not None:

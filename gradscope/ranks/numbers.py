@@ -8,6 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradscope.contributions.contribution import LEFTS
+
+#: How many single directions ordinary windows look along in turn.
+PARTS = LEFTS * LEFTS
+
 
 def directions(drawn: int, which: int | None = None) -> int:
     """A number for the random directions of a window's probes: equal numbers mean equal directions on all ranks.
@@ -16,13 +21,13 @@ def directions(drawn: int, which: int | None = None) -> int:
         drawn: index of the window in which both were drawn.
         which: of an ordinary window, which looks along one of them only; None in a guard window.
     """
-    return 4 * drawn + (2 if which is None else which % 2)
+    return 2 * PARTS * drawn + (PARTS if which is None else which % PARTS)
 
 
 def looks(number: float) -> slice:
     """Which of two probes belong to such a number."""
-    kind = round(number) % 4
-    return slice(0, 2) if kind == 2 else slice(kind, kind + 1)
+    kind = round(number) % (2 * PARTS)
+    return slice(0, 2) if kind == PARTS else slice(kind % 2, kind % 2 + 1)
 
 
 class Head(NamedTuple):
