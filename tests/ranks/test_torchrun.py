@@ -8,6 +8,8 @@ from pathlib import Path
 from tests.ranks.processes import SECONDS
 
 SCRIPT = """
+import sys
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -24,7 +26,7 @@ for _ in range(6):
     nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
     optimizer.zero_grad()
-print("trained", dist.get_rank())
+sys.stdout.write(f"trained {dist.get_rank()}\\n")  # in one piece, beside what the other rank writes
 dist.destroy_process_group()
 """
 
