@@ -10,12 +10,13 @@ from torch import Tensor
 
 from gradscope.contributions.precision import squared_norm
 from gradscope.coverage import STATUSES, Coverage
-from gradscope.judgement import Judged, device_numbers, judge, read
+from gradscope.judgement import Judged
 from gradscope.moments.leaf import Arrival, Leaf
 from gradscope.moments.microstep import MicroStep, coarsest
 from gradscope.trust import Trust
+from gradscope.verdicts import verdicts
 from gradscope.window import ParameterSums, Window
-from gradscope.window_sums import AdamState, Parts, bring_norms, dense, parameter_sums, weighed_by_adam
+from gradscope.window_sums import AdamState, Parts, bring_norms, dense, parameter_sums, shares, weighed_by_adam
 
 #: Of a parameter that is split over ranks.
 NEVER_WHOLE = (
@@ -190,8 +191,8 @@ class OpenWindow:
         for step in self.steps:
             step.settle()
         self.weigh(adam)
-        share, v2, ids = self._shares()
-        judged, grad_sq = self._judge()
+        share, v2, ids = shares(self.steps)
+        judged, grad_sq = verdicts(self.steps, self.grad_sq)
         bring_norms(self.steps)
         guarded = {i for step in self.steps for i, record in step.measured.items() if record.built is not None}
         self.trust.remember(index, judged, guarded)
@@ -218,51 +219,6 @@ class OpenWindow:
             held_bytes=max((step.peak_bytes for step in self.steps), default=0),
             notices=tuple(dict.fromkeys([*self.notices, *(n for step in self.steps for n in step.notices)])),
         )
-
-    def _shares(self) -> tuple[Tensor, float, tuple[str, ...] | None]:
-        """``wᵢ``, ``V₂``, and what the samples are called."""
-        if not self.steps:
-            # Samples that were never seen (hooks left out by a compiler): parameters have reasons, and no figures.
-            return torch.empty(0, dtype=torch.float64), 1.0, None
-        if all(step.weights is None and step.ids is None for step in self.steps):
-            n = sum(step.samples for step in self.steps)
-            return torch.full((n,), 1.0 / n, dtype=torch.float64), 1.0 / n, None
-        weights = [
-            torch.ones(step.samples, dtype=torch.float64) if step.weights is None else step.weights
-            for step in self.steps
-        ]
-        whole = torch.cat(weights)
-        share = whole / whole.sum()
-        v2 = float(share.square().sum())
-        if all(step.ids is None for step in self.steps):
-            return share, v2, None
-        return share, v2, tuple(name for step in self.steps for name in (step.ids or [""] * step.samples))
-
-    def _judge(self) -> tuple[dict[int, list[Judged | None]], dict[int, float]]:
-        """Every parameter's verdicts, one per micro-step, None where nothing reached it; and ``‖ḡ‖²``."""
-        present = [[i for i, m in step.measured.items() if m.arrival is not None] for step in self.steps]
-        tables = [
-            device_numbers([step.measured[i] for i in indices], step)
-            for step, indices in zip(self.steps, present, strict=True)
-        ]
-        if not tables:
-            return {}, {}
-        # One transfer for the whole window.
-        whole = [torch.stack(list(self.grad_sq.values())).to(tables[0].device, torch.float64)] if self.grad_sq else []
-        found = torch.cat([*(table.reshape(-1) for table in tables), *whole]).tolist()
-        grad_sq = dict(zip(self.grad_sq, found[len(found) - len(self.grad_sq) :], strict=True))
-        verdicts: dict[int, list[Judged | None]] = {i: [None] * len(self.steps) for indices in present for i in indices}
-        start = 0
-        for k, (step, indices, table) in enumerate(zip(self.steps, present, tables, strict=True)):
-            width = table.shape[1]
-            starts = range(start, start + table.numel(), width)
-            numbers = {i: read(found[at : at + width], step.samples) for i, at in zip(indices, starts, strict=True)}
-            start += table.numel()
-            model_sq = sum(one.fresh_sq for one in numbers.values())
-            lowest = coarsest(*{step.measured[i].dtype for i in indices})
-            for i, one in numbers.items():
-                verdicts[i][k] = judge(step.measured[i], one, step, model_sq, lowest)
-        return verdicts, grad_sq
 
     def _cover(self, leaf: Leaf, parts: list[Judged | None] | None) -> Coverage:
         if leaf.ignored:

@@ -48,6 +48,24 @@ class Parts:
     weight_sq_sum: float
 
 
+def shares(steps: Sequence[MicroStep]) -> tuple[Tensor, float, tuple[str, ...] | None]:
+    """``wᵢ``, float64 ``[n]``; ``V₂``; and what the samples are called, or None."""
+    if not steps:
+        # Samples that were never seen (hooks left out by a compiler): parameters have reasons, and no figures.
+        return torch.empty(0, dtype=torch.float64), 1.0, None
+    if all(step.weights is None and step.ids is None for step in steps):
+        n = sum(step.samples for step in steps)
+        return torch.full((n,), 1.0 / n, dtype=torch.float64), 1.0 / n, None
+    whole = torch.cat(
+        [torch.ones(step.samples, dtype=torch.float64) if step.weights is None else step.weights for step in steps]
+    )
+    share = whole / whole.sum()
+    v2 = float(share.square().sum())
+    if all(step.ids is None for step in steps):
+        return share, v2, None
+    return share, v2, tuple(name for step in steps for name in (step.ids or [""] * step.samples))
+
+
 def weighed_by_adam(grad: Tensor, steps: Sequence[MicroStep], index: int, adam: AdamState) -> Tensor | None:
     """One parameter's squares, weighed as Adam weighs them, float64 ``[2]``; None where they are not known elementwise."""
     total = second_moment(steps, index)

@@ -14,7 +14,7 @@ from gradscope.judgement import Judged
 from gradscope.moments.leaf import Arrival, Leaf
 from gradscope.statistics.two_sizes import contribution_sq_sum_of_parts
 from gradscope.window import ParameterSums, Window
-from gradscope.window_sums import AdamState
+from gradscope.window_sums import AdamState, shares
 
 #: What made the figures, as coverage names it.
 RULE = "micro-steps"
@@ -52,7 +52,7 @@ class IncrementWindow(OpenWindow):
 
     def close(self, index: int, *, scale: float, adam: Mapping[int, AdamState]) -> Window:
         """The window, from all that was added; see ``OpenWindow.close``."""
-        share, v2, ids = self._shares()
+        share, v2, ids = shares(self.steps)
         if len({step.samples for step in self.steps}) > 1 and all(step.weights is None for step in self.steps):
             self.notices.append(UNEVEN)
         if len(self.steps) == 1 and not self.shared:
