@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, RNNBase, RNNCellBase
 from torch.utils import _pytree as pytree
 
 from gradscope.capture.call import Call
@@ -20,6 +20,7 @@ from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
 from gradscope.capture.plan import Plan
 from gradscope.capture.recomputed_call import RecomputedCall, as_positional
+from gradscope.capture.recurrent_call import RecurrentCall
 from gradscope.capture.tagging import OutputHook, register_first
 from gradscope.capture.tensors import batch_size, tensors_in
 from gradscope.capture.uses import hook_operators
@@ -181,7 +182,11 @@ class Forwarding:
         self, plan: Plan, forward: Forward, args: Any, kwargs: Any, output: Any, tensors: list[Tensor]
     ) -> Any:
         kept = Kept((args, kwargs))
-        call = RecomputedCall(self.recorder, plan, forward, kept, len(outputs_of(output)), tensors[0].device.type)
+        outputs = outputs_of(output)
+        call = RecomputedCall(self.recorder, plan, forward, kept, len(outputs), tensors[0].device.type)
+        if isinstance(plan.module, (RNNBase, RNNCellBase)):
+            positional = as_positional(plan.module, args, kwargs)
+            call.closed = RecurrentCall.of(plan, positional, outputs, forward.samples)
         if len(tensors) > 1:
             # One output may come from another (an LSTM cell's h from its c); hooks on aliases see each one's own share.
             output = pytree.tree_map(_alias, output)

@@ -40,7 +40,7 @@ class Kept:
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         self._single: Tensor | None = None
-        if len(args) == 1 and isinstance(args[0], Tensor) and _kept_plainly(args[0]):
+        if len(args) == 1 and isinstance(args[0], Tensor) and kept_plainly(args[0]):
             # The usual case, in a tenth of the time.
             self._single, self._node, self._spec = args[0].detach(), None, ()
             self._version = self._single._version
@@ -75,7 +75,7 @@ class Kept:
         self._node, self._spec, self._single = None, (), None
 
 
-def _kept_plainly(tensor: Tensor) -> bool:
+def kept_plainly(tensor: Tensor) -> bool:
     """Whether autograd would keep this tensor as it is: no hooks on saved tensors are in force."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is None and not tensor.is_inference()
 

@@ -1,9 +1,9 @@
-"""One call of a module without a closed form, to be recomputed sample by sample."""
+"""One call of a module without a rule: a recurrent one's closed form, or recomputed sample by sample."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
 from gradscope.capture.plan import Plan
 from gradscope.capture.tagged_rows import TaggedRows
-from gradscope.contributions import Dense
+from gradscope.contributions import Contribution, Dense
 from gradscope.errors import GradscopeError
 from gradscope.moments.leaf import Leaf
 from gradscope.rules.packed import PackedRecomputation, sample_of_packed_row
@@ -25,6 +25,7 @@ from gradscope.rules.recompute import Recomputation
 
 if TYPE_CHECKING:
     from gradscope.capture.recorder import Recorder
+    from gradscope.capture.recurrent_call import RecurrentCall
 
 #: How far a tagged output gradient may be from its tags times the untagged one.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -44,7 +45,7 @@ class RecomputedCall:
     """
 
     __slots__ = (
-        "above", "autocast", "by_operators", "chosen", "forward", "grads", "kept", "plan", "recorder", "tagged", "waits"
+        "above", "autocast", "by_operators", "chosen", "closed", "forward", "grads", "kept", "plan", "recorder", "tagged", "waits"
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +61,8 @@ class RecomputedCall:
         self.waits = False
         self.by_operators = False
         self.above = above
+        #: A closed form of the whole module; nothing is run sample by sample then.
+        self.closed: RecurrentCall | None = None
         self.chosen: dict[str, Leaf] = {} if above else dict(plan.leaves)
         self.autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
 
@@ -125,14 +128,21 @@ class RecomputedCall:
             self.kept.release()
         for name, leaf in leaves.items():
             uses = self.forward.uses.get(leaf.index, 1)
-            dtype = self.autocast[2] if self.autocast[1] else found[name].dtype
-            rule = f"recomputed {self.plan.name or 'the whole model'}" if self.above else "recomputed"
-            step.add(leaf, Dense(found[name]), rule, uses=uses, last=True, dtype=dtype, second_pass=self.above)
+            dtype = self.autocast[2] if self.autocast[1] else leaf.live.dtype
+            step.add(leaf, found[name], self._rule, uses=uses, last=True, dtype=dtype, second_pass=self.above)
             step.of(leaf).assumed |= self.forward.ambiguous or self.forward.graph not in self.plan.checked
+
+    @property
+    def _rule(self) -> str:
+        if self.closed is not None:
+            return "recurrent"
+        return f"recomputed {self.plan.name or 'the whole model'}" if self.above else "recomputed"
 
     def _failed(self, error: BaseException) -> str:
         if self.above:
             return f"a second pass over {self.plan.name or 'the whole model'} failed: {_first_line(error)}"
+        if self.closed is not None:
+            return f"the rule {self._rule!r} failed: {type(error).__name__}: {_first_line(error)}"
         return f"{self.plan.reason}, and recomputing it failed: {_first_line(error)}"
 
     def _check_tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -146,10 +156,10 @@ class RecomputedCall:
             raise GradscopeError("it runs once for all samples")
         if tags is None:
             return
-        for plain, tagged in zip(self.grads, self.tagged, strict=True):
+        for which, (plain, tagged) in enumerate(zip(self.grads, self.tagged, strict=True)):
             if plain is None or tagged is None:
                 continue
-            dim = sample_dim(self.plan.module, plain, n, batch_dim)
+            dim = self._dim(which, plain)
             if dim is None:
                 raise GradscopeError("its output has no batch dimension")
             tolerance = TOLERANCE.get(self.forward.precision(plain.dtype), 1e-3)
@@ -163,12 +173,18 @@ class RecomputedCall:
     def _see_tags(self, which: int, grad: Tensor) -> None:
         seen = self.tagged[which]
         if seen is None:
-            dim = sample_dim(self.plan.module, grad, self.forward.samples, self.recorder.options.batch_dim)
+            dim = self._dim(which, grad)
             # A sequence's last dimension holds features, unless samples lie along it.
             rows = max(1, grad.dim() - 1) if dim is None else max(dim + 1, grad.dim() - 1)
             self.tagged[which] = TaggedRows(grad, rows, self.forward.samples, self.recorder.generator)
         else:
             seen.add(grad)
+
+    def _dim(self, which: int, tensor: Tensor) -> int | None:
+        """Where the samples lie in an output."""
+        known = None if self.closed is None else self.closed.sample_dim(which, tensor)
+        n, batch_dim = self.forward.samples, self.recorder.options.batch_dim
+        return sample_dim(self.plan.module, tensor, n, batch_dim) if known is None else known
 
     def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PackedSequence, Any] | None:
         """A recurrent module's packed sequence, which has rows and no dimension of samples, and its initial state."""
@@ -186,7 +202,14 @@ class RecomputedCall:
             raise _Interacting
         self.plan.checked.add(self.forward.graph)
 
-    def _recompute(self, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    def _recompute(self, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Contribution]:
+        if self.closed is not None:
+            weights = {name: leaf.live.detach() for name, leaf in self.plan.leaves.items()}
+            return self.closed.contributions(weights, as_positional(self.plan.module, args, kwargs), self.grads, names)
+        found = self._recomputed(names, args, kwargs)
+        return {name: Dense(values) for name, values in found.items()}
+
+    def _recomputed(self, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         packed = self._packed(args, kwargs)
         if packed is not None and isinstance(self.plan.module, RNNBase):
             return PackedRecomputation(
