@@ -126,6 +126,8 @@ class RecomputedCall:
             self.grads = [None] * len(self.grads)
             self.tagged = [None] * len(self.tagged)
             self.kept.release()
+            if self.closed is not None:
+                self.closed.release()
         for name, leaf in leaves.items():
             uses = self.forward.uses.get(leaf.index, 1)
             dtype = self.autocast[2] if self.autocast[1] else leaf.live.dtype

@@ -49,11 +49,16 @@ class RecurrentCall:
         held = [leaf.live for leaf in (plan.leaves.get(name) for name in form.all_names) if leaf is not None]
         if any(one is not own[name] for one, name in zip(held, form.all_names, strict=False)):
             return None
-        if len(held) != len(form.all_names) or not _plain(x, outputs[0], *held):
+        if len(held) != len(plan.leaves) or len(held) != len(form.all_names) or not _plain(x, outputs[0], *held):
             return None
         if torch.is_autocast_enabled(x.device.type) or not _usual(form, args[0], samples):
             return None
         return cls(form, outputs[0] if kept_plainly(outputs[0]) else None)
+
+    def release(self) -> None:
+        """Let go of what it gave out."""
+        if self._output is not None:
+            self._output.release()
 
     def sample_dim(self, which: int, tensor: Tensor) -> int | None:
         """Where the samples lie in output number ``which``; None in packed rows."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,13 @@ class Dense(Contribution):
     def regroup(self, sample_of_row: Tensor, samples: int) -> Dense:
         grouped = self.values.new_zeros(samples, *self.shape)
         return Dense(grouped.index_add_(0, sample_of_row, self.values))
+
+    def joined(self, others: Sequence[Dense]) -> Dense:
+        """All uses of one parameter as one: their sum."""
+        total = working(self.values).clone()
+        for use in others:
+            total += use.values
+        return Dense(total)
 
     def second_moment(self) -> Tensor:
         return working(self.values).abs().square().sum(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -105,7 +106,8 @@ class Outer(Contribution):
         moment = self._by(PRODUCTS, Workspace(), None, moments=True).second_moment
         return self.inputs.new_zeros(self.shape) if moment is None else moment
 
-    def joined(self, other: Outer) -> Outer:
-        """Both uses of one weight as one: their positions side by side."""
-        inputs = torch.cat([self.inputs, other.inputs], dim=2)
-        return Outer(inputs, torch.cat([self.grads, other.grads], dim=2), self.shape)
+    def joined(self, others: Sequence[Outer]) -> Outer:
+        """All uses of one weight as one: their positions side by side."""
+        uses = (self, *others)
+        inputs = torch.cat([use.inputs for use in uses], dim=2)
+        return Outer(inputs, torch.cat([use.grads for use in uses], dim=2), self.shape)

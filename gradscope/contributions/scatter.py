@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -87,6 +89,7 @@ class Scatter(Contribution):
             total.index_add_(0, keys % self.shape[0], sums.abs().square())
         return total
 
-    def joined(self, other: Scatter) -> Scatter:
-        """Both uses of one table as one: their positions side by side."""
-        return Scatter(torch.cat([self.ids, other.ids], 1), torch.cat([self.grads, other.grads], 1), self.shape)
+    def joined(self, others: Sequence[Scatter]) -> Scatter:
+        """All uses of one table as one: their positions side by side."""
+        uses = (self, *others)
+        return Scatter(torch.cat([use.ids for use in uses], 1), torch.cat([use.grads for use in uses], 1), self.shape)

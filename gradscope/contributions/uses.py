@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe
+from gradscope.contributions.dense import Dense
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.precision import row_squares
 from gradscope.contributions.scatter import Scatter
@@ -15,24 +16,24 @@ from gradscope.contributions.scatter import Scatter
 
 def sum_of_uses(uses: Sequence[Contribution]) -> Contribution:
     """One contribution for all uses of one parameter by the same samples."""
+    products: dict[int, list[Outer]] = {}
+    tables: list[Scatter] = []
+    full: list[Dense] = []
     merged: list[Contribution] = []
     for use in uses:
-        for k, other in enumerate(merged):
-            joined = _join(other, use)
-            if joined is not None:
-                merged[k] = joined
-                break
+        if isinstance(use, Outer):
+            products.setdefault(use.inputs.shape[1], []).append(use)
+        elif isinstance(use, Scatter):
+            tables.append(use)
+        elif isinstance(use, Dense):
+            full.append(use)
         else:
             merged.append(use)
+    # All at once: one after another, a weight that a loop uses a hundred times would be copied a hundred times.
+    merged += [first.joined(rest) if rest else first for first, *rest in products.values()]
+    merged += [tables[0].joined(tables[1:])] if len(tables) > 1 else tables
+    merged += [full[0].joined(full[1:])] if len(full) > 1 else full
     return merged[0] if len(merged) == 1 else Uses(merged)
-
-
-def _join(first: Contribution, second: Contribution) -> Contribution | None:
-    if isinstance(first, Outer) and isinstance(second, Outer) and first.inputs.shape[1] == second.inputs.shape[1]:
-        return first.joined(second)
-    if isinstance(first, Scatter) and isinstance(second, Scatter):
-        return first.joined(second)
-    return None
 
 
 class Uses(Contribution):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import Module
 
 from gradscope.rules.recurrent.elman import back_through_relu, back_through_tanh

@@ -11,8 +11,8 @@ from gradscope.rules.recurrent.run import Returned, Run
 def back_through_gru(run: Run) -> Returned:
     """``r, z = σ(·)``, ``m = tanh(read + r · remembered)``, ``h = (1 − z) m + z h₋``.
 
-    Going back: ``dh₋ = z dh + W_hhᵀ d``, where the gates' gradients ``d`` are ``dh`` times factors that are computed for all steps at
-    once, so that a step is one product and two elementwise operators.
+    Going back: ``dh₋ = z dh + W_hhᵀ d``, where the gates' gradients ``d`` are ``dh`` times factors that are computed for all
+    steps at once, so that a step is one product and two elementwise operators.
     """
     steps, n = run.x.shape[:2]
     read, factors = (part.view(steps, n, 3, -1) for part in (run.read(), run.remembered()))

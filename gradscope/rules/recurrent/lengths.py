@@ -11,37 +11,45 @@ from torch.nn.utils.rnn import PackedSequence
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lengths:
-    """Where packed rows lie among ``[T, n]``, longest sequence first.
+    """Where packed rows lie among ``[T, n]``, the longest sequence first.
 
     Attributes:
         sizes: how many sequences each step has, int64 ``[T]`` on the CPU.
-        present: which steps each sequence has, bool ``[T, n]``.
+        places: where each row lies, int64 ``[R]``.
+        absent: which steps a sequence does not have, bool ``[T, n, 1]``.
         last: each sequence's last step, int64 ``[n]``.
-        order: where each sample's sequence lies, int64 ``[n]``; None where samples lie as they came.
-        given: the sample of each place, int64 ``[n]``; None likewise.
+        given: which sample each sequence is, int64 ``[n]``; None where they lie as they came.
+        order: where each sample's sequence lies, int64 ``[n]``; None likewise.
     """
 
     sizes: Tensor
-    present: Tensor
+    places: Tensor
+    absent: Tensor
     last: Tensor
-    order: Tensor | None
     given: Tensor | None
+    order: Tensor | None
 
     @classmethod
     def of(cls, packed: PackedSequence) -> Lengths:
         """Those of a packed sequence."""
-        sizes, device = packed.batch_sizes, packed.data.device
-        present = (torch.arange(int(sizes[0])) < sizes.unsqueeze(1)).to(device)
-        given = packed.sorted_indices
+        sizes, device, given = packed.batch_sizes, packed.data.device, packed.sorted_indices
+        # On the CPU, where the sizes are: a device need not be waited for.
+        present = torch.arange(int(sizes[0])) < sizes.unsqueeze(1)
+        places, last = present.flatten().nonzero()[:, 0], present.sum(0) - 1
         order = None if given is None else torch.argsort(given)
-        return cls(sizes, present, present.sum(0) - 1, order, given)
+        return cls(
+            sizes, places.to(device), ~present.unsqueeze(2).to(device), last.to(device), given, order
+        )  # fmt: skip
 
     def spread(self, rows: Tensor) -> Tensor:
         """Packed rows ``[R, d]`` as ``[T, n, d]``, zero where there are none."""
-        spread = rows.new_zeros(*self.present.shape, rows.shape[1])
-        spread[self.present] = rows
-        return spread
+        steps, n = self.absent.shape[:2]
+        return rows.new_zeros(steps * n, rows.shape[1]).index_copy_(0, self.places, rows).view(steps, n, -1)
 
-    def sort(self, states: Tensor | None) -> Tensor | None:
-        """States ``[·, n, p]``, or None, in the order of the places."""
-        return states if states is None or self.given is None else states[:, self.given]
+    def pack(self, spread: Tensor) -> Tensor:
+        """``[T, n, d]`` as packed rows ``[R, d]``."""
+        return spread.flatten(0, 1)[self.places]
+
+    def sort(self, states: Tensor) -> Tensor:
+        """States ``[·, n, p]`` of the samples, as their sequences lie."""
+        return states if self.given is None else states[:, self.given]

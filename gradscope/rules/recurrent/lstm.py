@@ -11,8 +11,8 @@ from gradscope.rules.recurrent.run import Returned, Run
 def back_through_lstm(run: Run) -> Returned:
     """``i, f, o = σ(·)``, ``g = tanh(·)``, ``c = f c₋ + i g``, ``h = o tanh c``, or ``W_hr`` times that.
 
-    Going back: ``dc = f₊ dc₊ + o (1 − tanh² c) dh``; the gates' gradients are ``dc`` or ``dh`` times factors that are computed for
-    all steps at once, so that a step is one product and four elementwise operators.
+    Going back: ``dc = f₊ dc₊ + o (1 − tanh² c) dh``; the gates' gradients are ``dc`` or ``dh`` times factors that are
+    computed for all steps at once, so that a step is one product and four elementwise operators.
     """
     steps, n = run.x.shape[:2]
     gates = run.received().view(steps, n, 4, -1)

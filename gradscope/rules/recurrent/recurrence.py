@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,8 @@ from gradscope.rules.recurrent.run import Run
 class Recurrence:
     """One call, and what came back. Time is the first dimension, samples the second; all without a graph.
 
-    All parameters of a layer add up over time: ``h_W = Σₜ dₜ xₜᵀ`` with ``d`` the gradient of what its gates received. Samples do not
-    meet in a recurrent layer, so that one pass back through time over the whole batch gives every sample's ``d``.
+    Contributions add up over time: ``h_W = Σₜ dₜ xₜᵀ``, with ``d`` the gradient of what the gates received. Samples do not meet
+    in a recurrent layer, so that one pass back through time over the whole batch gives every sample's ``d``.
 
     Attributes:
         form: how the module is built.
@@ -83,7 +84,7 @@ class Recurrence:
                     cell=cell,
                     grad=self._with_last(above, hidden_grad, reverse),
                     cell_grad=cell_grad,
-                    absent=None if self.lengths is None else ~self.lengths.present.unsqueeze(2),
+                    absent=None if self.lengths is None else self.lengths.absent,
                     reverse=reverse,
                 )
             )
@@ -132,10 +133,13 @@ class Recurrence:
         ]
         state = tuple(states) if len(states) == 2 else states[0]
         settings = ("bias_ih" in form.names, 1, 0.0, False, len(ends) == 2)
-        if self.lengths is None:
-            output: Tensor = form.kernel(x, state, flat, *settings, False)[0]
-            return output
-        rows = form.kernel(x[self.lengths.present], self.lengths.sizes, state, flat, *settings)[0]
+        with warnings.catch_warnings():
+            # That one layer's weights are not a block of memory of their own is nothing that the user did.
+            warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+            if self.lengths is None:
+                output: Tensor = form.kernel(x, state, flat, *settings, False)[0]
+                return output
+            rows = form.kernel(self.lengths.pack(x), self.lengths.sizes, state, flat, *settings)[0]
         return self.lengths.spread(rows)
 
     def _sizes(self, weight: Tensor) -> list[int]:

@@ -16,7 +16,8 @@ class Run:
     """One layer in one direction. Time is the first dimension, samples the second.
 
     Attributes:
-        weights: by name without suffix: ``weight_ih``, ``weight_hh``, and where there are ``bias_ih``, ``bias_hh``, ``weight_hr``.
+        weights: by name without suffix: ``weight_ih``, ``weight_hh``, and where it has them ``bias_ih``, ``bias_hh``,
+            ``weight_hr``.
         x: what the layer read, ``[T, n, d]``.
         before: the hidden state that each step read, ``[T, n, p]``.
         after: the one that it left, ``[T, n, p]``.
@@ -86,8 +87,8 @@ class Returned:
 
     def below(self, run: Run) -> Tensor:
         """Gradient of what the layer read, ``[T, n, d]``."""
-        flat: Tensor = self.read.flatten(0, 1) @ run.weights["weight_ih"]
-        return flat.unflatten(0, self.read.shape[:2])
+        flat = self.read.flatten(0, 1).mm(run.weights["weight_ih"])
+        return flat.view(*self.read.shape[:2], -1)
 
     def describe(self, run: Run, order: Tensor | None, asked: Sequence[str]) -> dict[str, Contribution]:
         """Contributions by name without suffix.
