@@ -190,7 +190,7 @@ class Forwarding:
         if len(tensors) > 1:
             # One output may come from another (an LSTM cell's h from its c); hooks on aliases see each one's own share.
             output = pytree.tree_map(_alias, output)
-        if not plan.checked and torch._C._current_graph_task_id() == -1:
+        if (call.closed is not None or not plan.checked) and torch._C._current_graph_task_id() == -1:
             forward.recomputed.append(call)
         for which, tensor in enumerate(outputs_of(output)):
             if tensor.requires_grad:

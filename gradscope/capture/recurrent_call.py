@@ -22,14 +22,14 @@ class RecurrentCall:
 
     Args:
         form: how the module is built.
-        output: what it gave out, or None; it is not held where something else decides what is.
+        outputs: what it gave out; not held where something else decides what is (activation checkpoints).
     """
 
-    __slots__ = ("_output", "form")
+    __slots__ = ("_outputs", "form")
 
-    def __init__(self, form: Form, output: Tensor | None) -> None:
+    def __init__(self, form: Form, outputs: Sequence[Tensor]) -> None:
         self.form = form
-        self._output = None if output is None else Kept((output,))
+        self._outputs = [Kept((output,)) for output in outputs] if all(map(kept_plainly, outputs)) else []
 
     @classmethod
     def of(cls, plan: Plan, args: tuple[Any, ...], outputs: Sequence[Tensor], samples: int) -> RecurrentCall | None:
@@ -53,12 +53,20 @@ class RecurrentCall:
             return None
         if torch.is_autocast_enabled(x.device.type) or not _usual(form, args[0], samples):
             return None
-        return cls(form, outputs[0] if kept_plainly(outputs[0]) else None)
+        return cls(form, outputs)
 
     def release(self) -> None:
         """Let go of what it gave out."""
-        if self._output is not None:
-            self._output.release()
+        self._outputs = []
+
+    def intact(self) -> bool:
+        """Whether nothing that it gave out was changed in place: gradients of what was there before pass no hook then."""
+        try:
+            for kept in self._outputs:
+                kept.read()
+        except RuntimeError:
+            return False
+        return True
 
     def sample_dim(self, which: int, tensor: Tensor) -> int | None:
         """Where the samples lie in output number ``which``; None in packed rows."""
@@ -97,10 +105,10 @@ class RecurrentCall:
             ).contributions(asked)
 
     def _read(self) -> Tensor | None:
-        if self._output is None:
+        if not self._outputs:
             return None
         try:
-            output: Tensor = self._output.read()[0]
+            output: Tensor = self._outputs[0].read()[0]
         except RuntimeError:
             # Changed in place since: it is computed again.
             return None
