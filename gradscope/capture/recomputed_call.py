@@ -184,9 +184,9 @@ class RecomputedCall:
 
     def _dim(self, which: int, tensor: Tensor) -> int | None:
         """Where the samples lie in an output."""
-        known = None if self.closed is None else self.closed.sample_dim(which, tensor)
-        n, batch_dim = self.forward.samples, self.recorder.options.batch_dim
-        return sample_dim(self.plan.module, tensor, n, batch_dim) if known is None else known
+        if self.closed is not None:
+            return self.closed.sample_dim(which, tensor)
+        return sample_dim(self.plan.module, tensor, self.forward.samples, self.recorder.options.batch_dim)
 
     def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PackedSequence, Any] | None:
         """A recurrent module's packed sequence, which has rows and no dimension of samples, and its initial state."""

@@ -28,7 +28,8 @@ NAMES = (
     "Linear, complex, middle dimension", "Conv1d", "Conv2d", "Conv3d", "Conv2d, groups", "Conv2d, stride and dilation",
     "Conv1d, stride that leaves inputs over", "Conv2d, reflect padding", "ConvTranspose1d", "ConvTranspose2d, everything",
     "ConvTranspose3d", "tied Linears, middle dimensions", "a weight used at two shapes", "attention", "turned inside",
-    "folded into the batch",
+    "folded into the batch", "LSTM, projected, both directions, from states", "GRU, two layers without biases, from states",
+    "RNN, ReLU, both directions, from states", "LSTM, packed", "LSTMCell in a loop",
 )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from torch.nn.utils import parametrizations
 from zoo.layers import ids
 from zoo.problem import N, Problem, normal, wave
 
-RECOMPUTED = frozenset({"recomputed"})
 OWN = frozenset({"multiply", "matrix product"})
 
 
@@ -37,31 +36,6 @@ class Branching(Gate):
         if bool((x.abs() < 100).all()):
             x = x * 2
         return super().forward(x)
-
-
-class Cells(Module):
-    """An LSTM cell in a loop: one of its outputs comes from the other, and both are used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = nn.LSTMCell(3, 4)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = c = x.new_zeros(x.shape[0], 4)
-        for t in range(x.shape[1]):
-            h, c = self.cell(x[:, t], (h, c))
-        return h, c
-
-
-class First(Module):
-    """Only the outputs of a recurrent module."""
-
-    def __init__(self, inner: Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)[0]
 
 
 class Reused(Module):
@@ -332,14 +306,6 @@ MODELS = (
         "vmap refuses", lambda: nn.Sequential(nn.Linear(4, 4), Branching()), x(4), rules=OWN | {"linear"},
         oracle=False,
     ),
-    Problem("LSTM", lambda: First(nn.LSTM(3, 4, num_layers=2, batch_first=True)), x(5, 3)),
-    Problem("GRU, both directions", lambda: First(nn.GRU(3, 2, batch_first=True, bidirectional=True)), x(4, 3)),
-    Problem("RNN, outputs and state", lambda: nn.RNN(3, 4, batch_first=True), x(4, 3), total=lambda m, b: wave(m(*b)[0])),
-    Problem(
-        "LSTM, sequence first", lambda: First(nn.LSTM(3, 2)), lambda: (normal(4, 3).transpose(0, 1),),
-        total=sequence_first, batch_dim=1, oracle=False,
-    ),
-    Problem("LSTMCell in a loop", Cells, x(3, 3), total=both, rules=RECOMPUTED),
     Problem("Linear used three times", Reused, x(4)),
     Problem("tied Linears", TiedLinears, x(4)),
     Problem("tied Linears, middle dimensions", TiedLinears, x(2, 3, 4)),
