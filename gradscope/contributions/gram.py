@@ -14,6 +14,30 @@ CANCELLED = {torch.float32: 1e-3, torch.complex64: 1e-3, torch.float64: 1e-11, t
 STRIPS = ((128, 4), (48, 2))
 
 
+#: Elements of Gram blocks that are kept for other weights.
+KEPT = 1 << 20
+
+
+class SharedBlocks:
+    """Gram blocks of a factor that several weights have in common: computed for the first, read by the others."""
+
+    __slots__ = ("_blocks", "_room")
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[int, int], Tensor] = {}
+        self._room = KEPT
+
+    def find(self, place: tuple[int, int]) -> Tensor | None:
+        """The block at this place, by its first sample and first row; None where it is not kept."""
+        return self._blocks.get(place)
+
+    def keep(self, place: tuple[int, int], block: Tensor) -> None:
+        """Keep a copy, while there is room."""
+        if block.numel() <= self._room:
+            self._room -= block.numel()
+            self._blocks[place] = block.clone()
+
+
 def strips(positions: int, most: int = 4) -> int:
     """How many strips a triangle of this size is cut into."""
     return next((min(count, most) for least, count in STRIPS if positions >= least), 1)

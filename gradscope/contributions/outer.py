@@ -11,6 +11,7 @@ from torch import Tensor
 from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
+from gradscope.contributions.gram import SharedBlocks
 from gradscope.contributions.outer_norms import GRAM, PRODUCTS, by_gram, by_products, by_squares, by_vectors, costs
 from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
@@ -24,11 +25,15 @@ class Outer(Contribution):
         inputs: ``[n, groups, T, d]``, what the layer multiplied its weight with (conjugated, if complex).
         grads: ``[n, groups, T, p]``, gradient of the layer's output.
         shape: the parameter's; ``groups·p·d`` elements, output dimension first.
+        shared: Gram blocks of ``grads``, where other weights have the same; None where none has.
 
     A parameter that keeps its input dimension first (``[d, p]``) is described by swapping the two factors.
     """
 
-    def __init__(self, inputs: Tensor, grads: Tensor, shape: torch.Size) -> None:
+    shared: SharedBlocks | None = None
+
+    def __init__(self, inputs: Tensor, grads: Tensor, shape: torch.Size, shared: SharedBlocks | None = None) -> None:
+        self.shared = shared
         self.inputs = working(inputs)
         self.grads = working(grads)
         self.shape = shape
@@ -71,7 +76,7 @@ class Outer(Contribution):
 
     def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
         if algorithm == GRAM:
-            return Figures(by_gram(self.inputs, self.grads, workspace), algorithm=algorithm)
+            return Figures(by_gram(self.inputs, self.grads, workspace, self.shared), algorithm=algorithm)
         p, d = self.grads.shape[3], self.inputs.shape[3]
         # Each way reads what it needs once for each direction.
         small = p * d < self.inputs.shape[2] * (p + d)

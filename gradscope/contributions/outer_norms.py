@@ -8,7 +8,7 @@ from torch import Tensor
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.costs import rates
 from gradscope.contributions.figures import Figures
-from gradscope.contributions.gram import share, strips, triangle
+from gradscope.contributions.gram import SharedBlocks, share, strips, triangle
 from gradscope.contributions.precision import BLOCK, row_squares
 from gradscope.contributions.products import FEW, Reduction, pieces
 from gradscope.contributions.workspace import Workspace
@@ -44,12 +44,21 @@ def by_vectors(inputs: Tensor, grads: Tensor) -> Tensor:
     return squares.reshape(n, groups).sum(1)
 
 
-def by_gram(inputs: Tensor, grads: Tensor, workspace: Workspace | None = None) -> Tensor:
-    """``Σ_{s,t} ⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩``; samples whose positions cancel are computed again from their product."""
+def by_gram(
+    inputs: Tensor, grads: Tensor, workspace: Workspace | None = None, shared: SharedBlocks | None = None
+) -> Tensor:
+    """``Σ_{s,t} ⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩``; samples whose positions cancel are computed again from their product.
+
+    Args:
+        inputs: ``[n, groups, T, d]``.
+        grads: ``[n, groups, T, p]``.
+        workspace: scratch memory.
+        shared: Gram blocks of ``grads``, where other weights have the same.
+    """
     workspace = workspace or Workspace()
     n, groups, positions = inputs.shape[:3]
     step = pieces(n, workspace.room(groups * positions * positions, inputs))
-    parts = [_gram(inputs[i : i + step], grads[i : i + step], workspace) for i in range(0, n, step)]
+    parts = [_gram(inputs[i : i + step], grads[i : i + step], workspace, shared, i) for i in range(0, n, step)]
     squares, lost = parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if bool(lost.any()):
         index = lost.nonzero()[:, 0]
@@ -57,15 +66,22 @@ def by_gram(inputs: Tensor, grads: Tensor, workspace: Workspace | None = None) -
     return squares
 
 
-def _gram(inputs: Tensor, grads: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+def _gram(
+    inputs: Tensor, grads: Tensor, workspace: Workspace, shared: SharedBlocks | None, start: int
+) -> tuple[Tensor, Tensor]:
     n, groups, positions = inputs.shape[:3]
     first, second = inputs.flatten(0, 1), grads.flatten(0, 1)
 
     def block(low: int, high: int) -> Tensor:
         shape = (n * groups, high - low, high)
-        left, right = (workspace.buffer(slot, shape, first) for slot in ("first Gram", "second Gram"))
+        left = workspace.buffer("first Gram", shape, first)
         torch.bmm(first[:, low:high], first[:, :high].mH, out=left)
-        torch.bmm(second[:, low:high], second[:, :high].mH, out=right)
+        right = None if shared is None else shared.find((start, low))
+        if right is None:
+            right = workspace.buffer("second Gram", shape, first)
+            torch.bmm(second[:, low:high], second[:, :high].mH, out=right)
+            if shared is not None and workspace.budget is None:
+                shared.keep((start, low), right)
         return left.mul_(right).real if left.is_complex() else left.mul_(right)
 
     squares, lost = triangle(block, positions, strips(positions))

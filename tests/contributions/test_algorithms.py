@@ -15,6 +15,7 @@ import gradscope
 from gradscope.contributions import Convolution, Outer, Probe
 from gradscope.contributions.choice import Choice, Forced, Measured
 from gradscope.contributions.geometry import Geometry
+from gradscope.contributions.gram import SharedBlocks
 from gradscope.contributions.workspace import Workspace
 
 #: Relative difference that rounding may make, as for the whole zoo.
@@ -294,3 +295,18 @@ def test_two_runs_by_the_cost_model_give_the_same_bits():
     for name, stats in found[0].parameters.items():
         assert torch.equal(stats.sample_norms, found[1].parameters[name].sample_norms)
         assert torch.equal(stats.variance, found[1].parameters[name].variance)
+
+
+@pytest.mark.parametrize(("samples", "positions"), [(3, 5), (130, 131), (2, 60)])
+def test_weights_that_share_a_factor_have_the_figures_of_weights_alone(samples, positions):
+    """The shared Gram blocks are in pieces of samples and strips of rows, and not all of them are kept."""
+    torch.manual_seed(2)
+    grads = torch.randn(samples, 1, positions, 7)
+    shared = SharedBlocks()
+    for width in (6, 5, 4):
+        inputs = torch.randn(samples, 1, positions, width)
+        workspace = Workspace(Forced("Gram"))
+        found = Outer(inputs, grads, torch.Size((7, width)), shared).figures(workspace=workspace)
+        alone = Outer(inputs, grads, torch.Size((7, width))).figures(workspace=workspace)
+        assert found.algorithm == "Gram"
+        assert torch.equal(found.squares, alone.squares)

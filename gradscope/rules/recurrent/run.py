@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions import Contribution, Dense, Outer
+from gradscope.contributions.gram import SharedBlocks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,10 +103,12 @@ class Returned:
         read = _by_sample(self.read, order)
         same = self.remembered is self.read
         remembered = read if same else _by_sample(self.remembered, order)
+        shared = SharedBlocks() if same else None
         for name, inputs, grads in (("ih", run.x, read), ("hh", run.before, remembered)):
             if f"weight_{name}" in asked:
                 shape = run.weights[f"weight_{name}"].shape
-                described[f"weight_{name}"] = Outer(_by_sample(inputs, order).unsqueeze(1), grads.unsqueeze(1), shape)
+                factors = _by_sample(inputs, order).unsqueeze(1), grads.unsqueeze(1)
+                described[f"weight_{name}"] = Outer(*factors, shape, shared)
         if "bias_ih" in asked or (same and "bias_hh" in asked):
             described["bias_ih"] = Dense(read.sum(1))
         if "bias_hh" in asked:
