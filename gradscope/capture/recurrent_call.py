@@ -16,6 +16,9 @@ from gradscope.contributions import Contribution
 from gradscope.rules.recurrent import Form, Recurrence, find_form
 from gradscope.rules.recurrent.lengths import Lengths
 
+#: In these all operators of a recurrent layer compute alike.
+WHOLE = {torch.float32, torch.float64}
+
 
 class RecurrentCall:
     """One call whose layout is the module's own: samples along the dimension that torch calls the batch.
@@ -23,12 +26,14 @@ class RecurrentCall:
     Args:
         form: how the module is built.
         outputs: what it gave out; not held where something else decides what is (activation checkpoints).
+        half: the half precision that it was computed in, or None.
     """
 
-    __slots__ = ("_outputs", "form")
+    __slots__ = ("_outputs", "form", "half")
 
-    def __init__(self, form: Form, outputs: Sequence[Tensor]) -> None:
+    def __init__(self, form: Form, outputs: Sequence[Tensor], half: torch.dtype | None = None) -> None:
         self.form = form
+        self.half = half
         self._outputs = [Kept((output,)) for output in outputs] if all(map(kept_plainly, outputs)) else []
 
     @classmethod
@@ -44,6 +49,8 @@ class RecurrentCall:
         form = find_form(plan.module)
         if form is None or any(leaf.sharded for leaf in plan.leaves.values()):
             return None
+        if not _usual(form, args[0], samples):
+            return None
         x = args[0].data if isinstance(args[0], PackedSequence) else args[0]
         own = plan.module._parameters
         held = [leaf.live for leaf in (plan.leaves.get(name) for name in form.all_names) if leaf is not None]
@@ -51,9 +58,11 @@ class RecurrentCall:
             return None
         if len(held) != len(plan.leaves) or len(held) != len(form.all_names) or not _plain(x, outputs[0], *held):
             return None
-        if torch.is_autocast_enabled(x.device.type) or not _usual(form, args[0], samples):
-            return None
-        return cls(form, outputs)
+        dtypes = {one.dtype for one in (x, outputs[0], *held)}
+        if len(dtypes) == 1 and dtypes <= WHOLE and not torch.is_autocast_enabled(x.device.type):
+            return cls(form, outputs)
+        half = outputs[0].dtype
+        return cls(form, outputs, half) if form.fused and x.is_cpu and half is torch.bfloat16 else None
 
     def release(self) -> None:
         """Let go of what it gave out."""
@@ -93,6 +102,7 @@ class RecurrentCall:
         states = states if isinstance(states, (tuple, list)) else (states,)
         autocast = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with torch.no_grad(), autocast:
+            weights = {name: self._as_computed(weight) for name, weight in weights.items()}
             x, output, grad = (self._rows(rows, lengths) for rows in (given, self._read(), grads[0]))
             if x is None:
                 raise RuntimeError("a recurrent module read nothing")
@@ -114,12 +124,16 @@ class RecurrentCall:
             return None
         return output
 
+    def _as_computed(self, tensor: Tensor) -> Tensor:
+        """The numbers that the module computed with, where that was half precision in single precision."""
+        return tensor if self.half is None else tensor.to(self.half).float()
+
     def _rows(self, given: Tensor | PackedSequence | None, lengths: Lengths | None) -> Tensor | None:
         """Time first, samples second."""
         if given is None:
             return None
         rows = given.data if isinstance(given, PackedSequence) else given
-        rows = rows.detach()
+        rows = self._as_computed(rows.detach())
         if lengths is not None:
             return lengths.spread(rows)
         if not self.form.sequence:
@@ -129,14 +143,15 @@ class RecurrentCall:
     def _states(self, states: Tensor | None, lengths: Lengths | None) -> Tensor | None:
         if states is None:
             return None
-        states = states.detach() if self.form.sequence else states.detach().unsqueeze(0)
+        states = self._as_computed(states.detach())
+        states = states if self.form.sequence else states.unsqueeze(0)
         return states if lengths is None else lengths.sort(states)
 
 
 def _plain(first: Tensor, *others: Tensor) -> bool:
-    """Whether these are ordinary tensors of one kind."""
+    """Whether these are ordinary tensors on one device."""
     return all(
-        one.layout is torch.strided and not hasattr(one, "to_local") and (one.dtype, one.device) == (first.dtype, first.device)
+        one.layout is torch.strided and not hasattr(one, "to_local") and one.device == first.device
         for one in (first, *others)
     )  # fmt: skip
 

@@ -67,9 +67,10 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
 
 def _prefer_operators(recorder: Recorder, forward: Forward, graph: Graph, call: RecomputedCall) -> None:
     """A module without a rule need not be recomputed where the operators inside it are known."""
-    if call.closed is not None and call.closed.intact():
+    if call.closed is not None and not call.closed.intact():
+        call.closed = None
+    if call.closed is not None and call.closed.half is None:
         return
-    call.closed = None
     leaves = [leaf for leaf in call.plan.leaves.values() if leaf.wanted]
     nodes = [graph.accumulators.get(id(leaf.live)) for leaf in leaves]
     for leaf, node in zip(leaves, nodes, strict=True):

@@ -17,7 +17,6 @@ from gradscope.rules.recurrent.run import Returned, Run
 
 _SEQUENCES = (nn.LSTM, nn.GRU, nn.RNN)
 _CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-_DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,7 @@ class Form:
         names: the parameters' names without suffix, in torch's order.
         batch_dim: where the samples lie in input and output.
         sequence: whether it reads sequences; a cell reads one step.
+        fused: whether the CPU runs it as one operator, which keeps in single precision what lies between half precisions.
     """
 
     back: Callable[[Run], Returned]
@@ -41,6 +41,7 @@ class Form:
     names: tuple[str, ...]
     batch_dim: int
     sequence: bool
+    fused: bool = False
 
     @property
     def all_names(self) -> list[str]:
@@ -63,7 +64,7 @@ def find_form(module: Module) -> Form | None:
         return None
     form = _sequence(module) if isinstance(module, nn.RNNBase) else _cell(module)
     held = [module._parameters.get(name) for name in form.all_names]
-    if any(one is None or one.dtype not in _DTYPES for one in held):
+    if any(one is None for one in held):
         return None
     if isinstance(module, nn.RNNBase):
         if module.training and module.dropout and module.num_layers > 1:
@@ -79,7 +80,8 @@ def _sequence(module: nn.RNNBase) -> Form:
     ends = ("", "_reverse") if module.bidirectional else ("",)
     suffixes = tuple(tuple(f"_l{layer}{end}" for end in ends) for layer in range(module.num_layers))
     names = _names(bias=bool(module.bias), projected=bool(module.proj_size))
-    return Form(*_KINDS[module.mode], suffixes, names, 0 if module.batch_first else 1, sequence=True)
+    fused = module.mode == "LSTM" and not module.proj_size
+    return Form(*_KINDS[module.mode], suffixes, names, 0 if module.batch_first else 1, sequence=True, fused=fused)
 
 
 def _cell(module: Any) -> Form:
