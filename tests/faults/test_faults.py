@@ -158,10 +158,10 @@ def test_a_use_that_is_counted_twice_is_a_mismatch_or_withheld(monkeypatch):
 
 
 def test_omitted_cross_terms_between_uses_of_one_kind_are_withheld(monkeypatch):
-    def apart(self, other):
-        joined = whole(self, other)
+    def apart(self, others):
+        joined = whole(self, others)
         figures = joined.figures
-        squares = self.squared_norms() + other.squared_norms()
+        squares = sum(use.squared_norms() for use in (self, *others))
         joined.figures = lambda *args, **options: replace(figures(*args, **options), squares=squares)
         return joined
 
