@@ -13,8 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from gradscope.capture.kept import Kept, kept_plainly
 from gradscope.capture.plan import Plan
 from gradscope.contributions import Contribution
-from gradscope.rules.recurrent import Form, Recurrence, find_form
-from gradscope.rules.recurrent.lengths import Lengths
+from gradscope.rules.recurrent import Form, Lengths, Recurrence, find_form
 
 #: In these all operators of a recurrent layer compute alike.
 WHOLE = {torch.float32, torch.float64}

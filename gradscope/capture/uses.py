@@ -80,6 +80,7 @@ def _prefer_operators(recorder: Recorder, forward: Forward, graph: Graph, call: 
         if isinstance(graph.meetings(node, leaf.parameter.shape, forward.samples, set(), rejected), str):
             return
     call.by_operators = call.plan.by_operators = True
+    call.closed = None
     for leaf, node in zip(leaves, nodes, strict=True):
         forward.uses[leaf.index] = 0
         _hook_leaf(recorder, forward, graph, leaf, node, set())
