@@ -11,7 +11,8 @@ from torch import Tensor
 from gradscope.contributions.precision import squared_norm
 from gradscope.coverage import STATUSES, Coverage
 from gradscope.judgement import Judged
-from gradscope.moments.leaf import Arrival, Leaf
+from gradscope.moments.arrival import Arrival
+from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest
 from gradscope.trust import Trust
 from gradscope.verdicts import verdicts

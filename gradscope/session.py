@@ -28,6 +28,7 @@ from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
 from gradscope.ranks import PARTS_ONLY, Company, check_whole, distributed
 
+GONE = "its .grad was gone when backward ended; from the next window on it is read as it comes"
 IGNORED = "ignored, as asked"
 SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
 
@@ -153,6 +154,9 @@ class Session:
         if self.company is not None:
             orphan = self.company.took(backward, orphan)
         self.opened.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
+        for leaf in backward.lost:
+            self.opened.arrived.add(leaf.index)
+            self.opened.problems[leaf.index] = GONE
         if orphan and not self.opened.steps and compiler_was_used():
             self.opened.problems.update(dict.fromkeys(backward.arrivals, COMPILED))
 

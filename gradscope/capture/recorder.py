@@ -73,6 +73,8 @@ class Recorder:
         self.calibrated = False
         #: Other callbacks at the end of a backward, which may queue more, come first.
         self.levels = 0
+        #: Whether no other process shares the gradients: wrappers put sums over ranks into ``.grad`` during the backward.
+        self.local = True
         #: Whether a second backward may run inside the user's; where it would wait for other ranks it may not.
         self.inner = True
         self.gathered = Gathered(plans, self._hang_on) if any(leaf.sharded for leaf in leaves) else None
@@ -234,15 +236,19 @@ class Recorder:
         if self.backward is None:
             self.backward = Backward(torch._C._current_graph_task_id())
             after_backward(self.shielded(self._after_backward), self.levels)
-        self.backward.arrive(
-            leaf, grad, leaf.directions(self.generator), keep=self.options.moments or self.more_backwards()
-        )
+        backward = self.backward
+        prompt = leaf.hooked or leaf.prompt or leaf.sharded or not self.local
+        few = not backward.forwards or any(forward.samples == 1 for forward in backward.forwards)
+        keep = self.more_backwards() or (self.options.moments and (prompt or few))
+        backward.arrive(leaf, grad, leaf.directions(self.generator), keep=keep, later=not prompt)
 
     def _after_backward(self) -> None:
         backward, self.backward = self.backward, None
         if backward is None:
             return
         backward.drop_unused()
+        for leaf in backward.lost:
+            leaf.prompt = True
         if backward.creates and not backward.added:
             for forward in backward.forwards:
                 forward.differentiated = True

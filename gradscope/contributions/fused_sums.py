@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.precision import row_squares
+from gradscope.contributions.singly import Directions, build_singly
 from gradscope.contributions.workspace import Workspace
 
 #: As coverage shows it.
@@ -17,10 +18,6 @@ FUSED = "fused"
 
 #: Products below this many elements are built several samples at a time: calls would cost more than they do.
 SMALL = 1 << 14
-
-#: Directions ``uⱼ`` and ``vⱼ`` for the rows and the columns of a product.
-Directions = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FusedSums:
@@ -122,28 +119,8 @@ def _along(factor: Tensor, direction: Tensor) -> Tensor:
 def _one_by_one(
     first: Tensor, second: Tensor, workspace: Workspace, moments: bool, directions: Directions | None
 ) -> FusedSums:
-    (n, _, a), b = first.shape, second.shape[2]
+    a, b = first.shape[2], second.shape[2]
     total = first.new_empty(a, b)
     moment = first.new_empty(a, b) if moments else None
-    lengths = first.new_empty(n, a)
-    probes: list[Tensor] = []
-    rows = min(a, workspace.room(b, first))
-    columns = second.unbind()
-    for start in range(0, a, rows):
-        block = slice(start, start + rows)
-        product = workspace.buffer("product", total[block].shape, first)
-        sums, squares = total[block], None if moment is None else moment[block]
-        lines = zip(first[:, :, block].mT.unbind(), columns, lengths[:, block].unbind(), strict=True)
-        for i, (row, column, length) in enumerate(lines):
-            # The first sample's gradient begins the sum.
-            built = torch.mm(row, column, out=product if i else sums)
-            torch.linalg.vector_norm(built, dim=1, out=length)
-            if squares is not None:
-                torch.mul(built, built, out=squares) if i == 0 else squares.addcmul_(built, built)
-            if i:
-                sums.add_(built)
-            if directions is not None and not start:
-                # Both factors are in cache now.
-                probes.append(probes_of(first[i], column, directions))
-    found = torch.stack(probes).double() if probes else None
-    return FusedSums(total, lengths.double().square_().sum(1), moment, found)
+    squares, probes = build_singly(first, second, workspace, moment=moment, total=total, directions=directions)
+    return FusedSums(total, squares, moment, probes)

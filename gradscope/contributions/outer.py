@@ -10,7 +10,7 @@ from torch import Tensor
 from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
-from gradscope.contributions.outer_norms import GRAM, PRODUCTS, by_gram, by_products, by_squares, by_vectors, costs
+from gradscope.contributions.outer_norms import GRAM, PRODUCTS, by_gram, by_products, by_squares, by_vectors, costs, large
 from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.workspace import Workspace
@@ -73,7 +73,7 @@ class Outer(Contribution):
             return Figures(by_gram(self.inputs, self.grads, workspace), algorithm=algorithm)
         p, d = self.grads.shape[3], self.inputs.shape[3]
         # Each way reads what it needs once for each direction.
-        small = p * d < self.inputs.shape[2] * (p + d)
+        small = p * d < self.inputs.shape[2] * (p + d) or large(self.inputs, self.grads)
         found = by_products(self.inputs, self.grads, probe if small else None, moments=moments, workspace=workspace)
         moment = found.second_moment
         return found if moment is None else replace(found, second_moment=moment.reshape(self.shape))

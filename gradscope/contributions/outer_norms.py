@@ -8,9 +8,10 @@ from torch import Tensor
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.costs import rates
 from gradscope.contributions.figures import Figures
-from gradscope.contributions.gram import share, strips, triangle
+from gradscope.contributions.gram import halved, halved_share, halvings, products, share, strips, triangle
 from gradscope.contributions.precision import BLOCK, row_squares
 from gradscope.contributions.products import FEW, Reduction, pieces
+from gradscope.contributions.singly import LARGE, build_singly
 from gradscope.contributions.workspace import Workspace
 
 GRAM, PRODUCTS = "Gram", "products"
@@ -23,7 +24,8 @@ def costs(inputs: Tensor, grads: Tensor, workspace: Workspace) -> dict[str, floa
     many = n * groups
     square, weight = positions * positions, d * p
     count = strips(positions)
-    gram = square * share(count) * ((d + p) * rate.multiply + 2 * rate.reduce)
+    part = min(share(count), halved_share(halvings(positions)))
+    gram = square * part * ((d + p) * rate.multiply + 2 * rate.reduce)
     product = weight * (positions * rate.multiply + rate.reduce)
     gram_chunks = -(-n // workspace.room(groups * square, inputs))
     product_chunks = -(-n // workspace.room(groups * weight, inputs, 2))
@@ -60,18 +62,25 @@ def by_gram(inputs: Tensor, grads: Tensor, workspace: Workspace | None = None) -
 def _gram(inputs: Tensor, grads: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
     n, groups, positions = inputs.shape[:3]
     first, second = inputs.flatten(0, 1), grads.flatten(0, 1)
+    count, cut = halvings(positions), strips(positions)
+    if halved_share(count) <= share(cut):
+        squares, lost = halved(first, second, count, workspace)
+    else:
 
-    def block(low: int, high: int) -> Tensor:
-        shape = (n * groups, high - low, high)
-        left, right = (workspace.buffer(slot, shape, first) for slot in ("first Gram", "second Gram"))
-        torch.bmm(first[:, low:high], first[:, :high].mH, out=left)
-        torch.bmm(second[:, low:high], second[:, :high].mH, out=right)
-        return left.mul_(right).real if left.is_complex() else left.mul_(right)
+        def block(low: int, high: int) -> Tensor:
+            rows = ((part[:, low:high], part[:, :high].mH) for part in (first, second))
+            return products(*rows, workspace)
 
-    squares, lost = triangle(block, positions, strips(positions))
+        squares, lost = triangle(block, positions, cut)
     if groups == 1:
         return squares, lost
     return squares.reshape(n, groups).sum(1), lost.reshape(n, groups).any(1)
+
+
+def large(inputs: Tensor, grads: Tensor) -> bool:
+    """Whether one product at a time is fastest, so that probes cost next to nothing beside it."""
+    _, groups, positions, d = inputs.shape
+    return groups == 1 and inputs.is_cpu and not inputs.is_complex() and positions * d * grads.shape[3] >= LARGE
 
 
 def by_products(
@@ -85,6 +94,15 @@ def by_products(
     transposed = groups == 1 and d > p
     first, second = (inputs, grads) if transposed else (grads, inputs)
     size = (groups, first.shape[3], second.shape[3])
+    if large(inputs, grads):
+        moment = first.new_empty(size[1:]) if moments else None
+        directions = None
+        if probe is not None:
+            directions = (probe.rights, probe.lefts) if transposed else (probe.lefts, probe.rights)
+        squares, probes = build_singly(first[:, 0], second[:, 0], workspace, moment=moment, directions=directions)
+        if moment is not None:
+            moment = (moment.mT if transposed else moment).reshape(groups, p, d).contiguous()
+        return Figures(squares, probes, moment, PRODUCTS)
     reduction = Reduction(n, size, probe, inputs, moments=moments, transposed=transposed)
     # At least two at once, so that two threads have a product each.
     room = workspace.room(groups * d * p, inputs, 2)

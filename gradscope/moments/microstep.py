@@ -13,7 +13,8 @@ from torch import Tensor
 from gradscope.contributions import Contribution, Row, RowBias, RowSketch, settle, sum_of_uses
 from gradscope.contributions.precision import squared_norm
 from gradscope.contributions.workspace import Workspace
-from gradscope.moments.leaf import Arrival, Leaf
+from gradscope.moments.arrival import Arrival
+from gradscope.moments.leaf import Leaf
 
 
 @dataclass(slots=True, eq=False)
