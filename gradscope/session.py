@@ -98,7 +98,7 @@ class Session:
         self.recorder = Recorder(
             self.model, leaves, plans, self.options, self._take, self._begin_forward, self.workspace
         )
-        self.opened = OpenWindow(leaves, moments=self.options.moments)
+        self.opened = OpenWindow(leaves, moments=self.options.moments, workspace=self.workspace)
 
     def _note_turns(self) -> None:
         owners = self._watch.owners(self.recorder.leaves) if len(self._watch.optimizers) > 1 else {}

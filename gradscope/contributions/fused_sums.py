@@ -81,9 +81,12 @@ def sums_of_products(
         return found if directions is None else replace(found, probes=probes_of(first, second, directions).double())
     if a < b:
         # More rows than columns are faster.
-        turned = None if directions is None else (directions[1], directions[0])
-        found = sums_of_products(second, first, workspace, moments=moments, directions=turned)
-        return found.shaped(torch.Size((a, b)), transposed=True)
+        other = None if directions is None else (directions[1], directions[0])
+        found = _one_by_one(second, first, workspace, moments, other, turned=True)
+        second_moment = found.second_moment
+        if second_moment is not None:
+            second_moment = workspace.lend(torch.Size((a, b)), first).copy_(second_moment.mT)
+        return FusedSums(found.total.mT.contiguous(), found.squares, second_moment, found.probes)
     return _one_by_one(first, second, workspace, moments, directions)
 
 
@@ -117,10 +120,11 @@ def _along(factor: Tensor, direction: Tensor) -> Tensor:
 
 
 def _one_by_one(
-    first: Tensor, second: Tensor, workspace: Workspace, moments: bool, directions: Directions | None
-) -> FusedSums:
+    first: Tensor, second: Tensor, workspace: Workspace, moments: bool, directions: Directions | None,
+    *, turned: bool = False,
+) -> FusedSums:  # fmt: skip
     a, b = first.shape[2], second.shape[2]
     total = first.new_empty(a, b)
-    moment = first.new_empty(a, b) if moments else None
+    moment = workspace.moment(torch.Size((a, b)), first, turned=turned) if moments else None
     squares, probes = build_singly(first, second, workspace, moment=moment, total=total, directions=directions)
     return FusedSums(total, squares, moment, probes)

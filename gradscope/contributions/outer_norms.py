@@ -95,14 +95,14 @@ def by_products(
     first, second = (inputs, grads) if transposed else (grads, inputs)
     size = (groups, first.shape[3], second.shape[3])
     if large(inputs, grads):
-        moment = first.new_empty(size[1:]) if moments else None
         directions = None
         if probe is not None:
             directions = (probe.rights, probe.lefts) if transposed else (probe.lefts, probe.rights)
+        moment = workspace.moment(torch.Size(size[1:]), first, turned=transposed) if moments else None
         squares, probes = build_singly(first[:, 0], second[:, 0], workspace, moment=moment, directions=directions)
-        if moment is not None:
-            moment = (moment.mT if transposed else moment).reshape(groups, p, d).contiguous()
-        return Figures(squares, probes, moment, PRODUCTS)
+        if moment is not None and transposed:
+            moment = workspace.lend(torch.Size((p, d)), first).copy_(moment.mT)
+        return Figures(squares, probes, None if moment is None else moment.unsqueeze(0), PRODUCTS)
     reduction = Reduction(n, size, probe, inputs, moments=moments, transposed=transposed)
     # At least two at once, so that two threads have a product each.
     room = workspace.room(groups * d * p, inputs, 2)
