@@ -66,20 +66,24 @@ class Dense(Contribution):
         return working(self.values).abs().square().sum(0)
 
 
-def settle_vectors(values: Sequence[Tensor], lefts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def settle_vectors(
+    values: Sequence[Tensor], lefts: Sequence[Tensor], *, moments: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Figures of several vector parameters at once, since each operator counts.
 
     Args:
         values: contributions to each, ``[n, s]``, all of one shape.
         lefts: a direction for each, ``[s]``.
+        moments: whether second moments are wanted.
 
     Returns:
-        ``‖hᵢ‖²``, float64 ``[m, n]``, and ``⟨hᵢ, R⟩``, float64 ``[m, n, 1]``.
+        ``‖hᵢ‖²``, float64 ``[m, n]``; ``⟨hᵢ, R⟩``, float64 ``[m, n, 1]``; ``Σᵢ hᵢ²`` elementwise, ``[m, s]``, or None.
     """
     table = torch.stack(list(values))
     lengths: Tensor = torch.linalg.vector_norm(table, dim=2)
+    second = table.square().sum(1) if moments else None
     along = table.mul_(torch.stack(list(lefts)).unsqueeze(1)).sum(2, keepdim=True)
-    return lengths.double().square_(), along.double()
+    return lengths.double().square_(), along.double(), second
 
 
 def widen(tensor: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Outer(Contribution):
         inputs, grads = self.inputs, self.grads
         n, groups, positions, d = inputs.shape
         if positions == 1:
-            return Figures(by_vectors(inputs, grads), None, self.second_moment() if moments else None)
+            return Figures(by_vectors(inputs, grads), None, self._by_squares(workspace) if moments else None)
         if moments:
             algorithm = PRODUCTS
         else:
@@ -101,9 +101,15 @@ class Outer(Contribution):
 
     def second_moment(self) -> Tensor:
         if self.inputs.shape[2] == 1:
-            return by_squares(self.inputs, self.grads).reshape(self.shape)
+            return self._by_squares(None)
         moment = self._by(PRODUCTS, Workspace(), None, moments=True).second_moment
         return self.inputs.new_zeros(self.shape) if moment is None else moment
+
+    def _by_squares(self, workspace: Workspace | None) -> Tensor:
+        whole = workspace is not None and self.inputs.shape[1] == 1 and not self.inputs.is_complex()
+        size = torch.Size((self.grads.shape[3], self.inputs.shape[3]))
+        into = workspace.lend(size, self.inputs) if whole and workspace is not None else None
+        return by_squares(self.inputs, self.grads, into).reshape(self.shape)
 
     def joined(self, other: Outer) -> Outer:
         """Both uses of one weight as one: their positions side by side."""

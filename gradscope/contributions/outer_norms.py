@@ -116,7 +116,9 @@ def by_products(
     return reduction.figures(torch.Size((groups, p, d)), PRODUCTS)
 
 
-def by_squares(inputs: Tensor, grads: Tensor) -> Tensor:
-    """``Σᵢ |hᵢ|²`` elementwise, ``[groups, p, d]``, where there is a single position."""
-    first, second = grads[:, :, 0].abs().square_(), inputs[:, :, 0].abs().square_()
+def by_squares(inputs: Tensor, grads: Tensor, into: Tensor | None = None) -> Tensor:
+    """``Σᵢ |hᵢ|²`` elementwise, ``[groups, p, d]``, where there is a single position; in the memory given."""
+    first, second = ((part.abs() if part.is_complex() else part).square() for part in (grads[:, :, 0], inputs[:, :, 0]))
+    if first.shape[1] == 1:
+        return torch.mm(first[:, 0].T, second[:, 0], out=into).unsqueeze(0)
     return torch.bmm(first.permute(1, 2, 0), second.transpose(0, 1))

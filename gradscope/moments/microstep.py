@@ -203,16 +203,18 @@ class MicroStep:
     def _postpone(self, record: Measured, leaf: Leaf, contribution: Contribution) -> bool:
         """Whether the figures can wait for those of all layers of this kind: in ordinary windows only."""
         probe = leaf.probe
-        if self.spot is not None or self.moments or probe is None or len(probe.lefts) != 1:
+        if self.spot is not None or probe is None or len(probe.lefts) != 1:
+            return False
+        if type(contribution) is Dense and contribution.short and not (self.moments and self.chosen is not None):
+            values = record.sketch = contribution.values
+            alike = (values.shape, values.dtype, values.device, probe.left.dtype)
+            self.vectors.setdefault(alike, []).append((values, probe.lefts[0], record))
+            return True
+        if self.moments:
             return False
         if type(contribution) is Row and contribution.short:
             record.sketch = contribution.sketch(probe)
             self.sketches.append((record.sketch, [record]))
-            return True
-        if type(contribution) is Dense and contribution.short:
-            values = record.sketch = contribution.values
-            alike = (values.shape, values.dtype, values.device, probe.left.dtype)
-            self.vectors.setdefault(alike, []).append((values, probe.lefts[0], record))
             return True
         if type(contribution) is not RowBias or contribution.weight.along is not probe.left:
             return False
@@ -238,10 +240,11 @@ class MicroStep:
         pending, self.vectors = self.vectors, {}
         for group in pending.values():
             values, lefts, records = zip(*group, strict=True)
-            squares, probes = settle_vectors(values, lefts)
-            for value, record, square, along in zip(values, records, squares.unbind(), probes.unbind(), strict=True):
+            squares, probes, moments = settle_vectors(values, lefts, moments=self.moments)
+            for k, (value, record) in enumerate(zip(values, records, strict=True)):
                 if record.sketch is value:
-                    self._fill(record, square, along)
+                    self._fill(record, squares[k], probes[k])
+                    record.second_moment = None if moments is None else moments[k]
 
     def _fill(self, record: Measured, norms: Tensor, probes: Tensor) -> None:
         record.sketch, record.norms, record.probes = None, norms, probes
