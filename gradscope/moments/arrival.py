@@ -13,6 +13,9 @@ from gradscope.contributions.precision import BLOCK, squared_norm
 #: Vectors up to this many elements are read together: for them calls cost more than what they compute.
 SHORT = 1 << 12
 
+#: From so many gradients of one kind on it pays to read them together, although they are no longer in cache.
+MANY = 4
+
 
 class Arrival:
     """What autograd added to one parameter during one backward, as numbers; the gradient itself is rarely held.
@@ -68,43 +71,41 @@ def arrivals_of(grads: Sequence[Tensor], probes: Sequence[Probe]) -> list[Arriva
         grads: dense or sparse.
         probes: random directions for each.
     """
-    found: list[Arrival | None] = [None] * len(grads)
-    short: dict[object, list[int]] = {}
-    long: dict[object, list[int]] = {}
+    found: dict[int, Arrival] = {}
+    alike: dict[tuple[object, ...], list[int]] = {}
     for i, (grad, probe) in enumerate(zip(grads, probes, strict=True)):
-        if grad.layout is not torch.strided or grad.dtype not in (torch.float32, torch.float64) or len(probe.lefts) != 1:
-            found[i] = Arrival.of(grad, probe)
-        elif grad.dim() == 1 and grad.shape[0] <= SHORT:
-            short.setdefault((grad.shape[0], grad.dtype, grad.device), []).append(i)
-        elif grad.dim() > 1 and grad.is_contiguous() and grad.numel() % BLOCK == 0:
-            long.setdefault((grad.dtype, grad.device), []).append(i)
+        plain = grad.layout is torch.strided and grad.dtype in (torch.float32, torch.float64) and len(probe.lefts) == 1
+        if plain and grad.dim() == 1 and grad.shape[0] <= SHORT:
+            alike.setdefault((grad.shape[0], grad.dtype, grad.device), []).append(i)
+        elif plain and grad.dim() > 1 and grad.is_contiguous() and grad.numel() % BLOCK == 0:
+            alike.setdefault((0, grad.dtype, grad.device), []).append(i)
         else:
             found[i] = Arrival.of(grad, probe)
-    for group, read in ((short, _vectors), (long, _matrices)):
-        for indices in group.values():
-            squares, along = read([grads[i] for i in indices], [probes[i] for i in indices])
-            numbers = zip(indices, squares.unbind(), along.unsqueeze(1).unbind(), strict=True)
-            for i, square, one in numbers:
-                found[i] = Arrival(square, one, grads[i].dtype)
-    return [arrival for arrival in found if arrival is not None]
+    for (length, *_), indices in alike.items():
+        if len(indices) < MANY:
+            found.update((i, Arrival.of(grads[i], probes[i])) for i in indices)
+            continue
+        read = _vectors if length else _matrices
+        squares, along = read([grads[i].detach() for i in indices], [probes[i] for i in indices])
+        numbers = zip(indices, squares.unbind(), along.unsqueeze(1).unbind(), strict=True)
+        found.update((i, Arrival(square, one, grads[i].dtype)) for i, square, one in numbers)
+    return [found[i] for i in range(len(grads))]
 
 
 def _vectors(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
     """Squared norms, float64, and projections of vectors of one length."""
-    table = torch.stack([grad.detach() for grad in grads])
+    table = torch.stack(list(grads))
     lengths: Tensor = torch.linalg.vector_norm(table, dim=1)
-    along = table.mul_(torch.stack([probe.lefts[0] for probe in probes])).sum(1)
-    return lengths.double().square_(), along
+    return lengths.double().square_(), table.mul_(torch.stack([probe.lefts[0] for probe in probes])).sum(1)
 
 
 def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
     """The same of gradients that are a multiple of a block long: float32 sums over longer rows would lose digits."""
     lengths, along = [], []
     for grad, probe in zip(grads, probes, strict=True):
-        whole = grad.detach()
-        blocks: Tensor = torch.linalg.vector_norm(whole.view(-1, BLOCK), dim=1)
+        blocks: Tensor = torch.linalg.vector_norm(grad.view(-1, BLOCK), dim=1)
         lengths.append(torch.linalg.vector_norm(blocks, dtype=torch.float64))
         left, right = probe.lefts[0], probe.rights[0]
-        rows = whole if whole.dim() == 2 else whole.reshape(left.shape[0], -1)
-        along.append(rows.view(-1).dot(left) if right.shape[0] == 1 else rows.mv(right).dot(left))
+        rows = grad.view(left.shape[0], -1)
+        along.append(left.dot(rows.mv(right) if right.shape[0] > 1 else rows.view(-1)))
     return torch.stack(lengths).square_(), torch.stack(along)
