@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.precision import squared_norm
+from gradscope.contributions.workspace import Workspace
 from gradscope.coverage import STATUSES, Coverage
 from gradscope.judgement import Judged
-from gradscope.moments.leaf import Arrival, Leaf
+from gradscope.moments.arrival import Arrival
+from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest
 from gradscope.trust import Trust
 from gradscope.verdicts import verdicts
@@ -31,14 +33,16 @@ class OpenWindow:
     Args:
         leaves: all parameters.
         moments: whether elementwise moments are wanted.
+        workspace: memory for them.
 
     Attributes:
         shared: ``.grad`` after a backward is that of several ranks, not what arrived here.
         by_parts: only the sizes of whole micro-steps are known, nothing of their samples.
     """
 
-    def __init__(self, leaves: Sequence[Leaf], *, moments: bool) -> None:
+    def __init__(self, leaves: Sequence[Leaf], *, moments: bool, workspace: Workspace | None = None) -> None:
         self.leaves = leaves
+        self.workspace = workspace or Workspace()
         self.moments = moments
         self.shared = False
         self.by_parts = False
@@ -79,10 +83,14 @@ class OpenWindow:
                     self.weighed[index] = found
 
     def forget_elementwise(self) -> None:
-        """Only the newest window's elementwise figures are kept."""
+        """Only the newest window's elementwise figures are kept; the next one's take their memory."""
+        for grad in self.grads.values():
+            self.workspace.give_back(grad)
         self.grads = {}
         for step in self.steps:
             for record in step.measured.values():
+                if record.second_moment is not None:
+                    self.workspace.give_back(record.second_moment)
                 record.second_moment = None
 
     def taken(self) -> OpenWindow:
@@ -163,7 +171,10 @@ class OpenWindow:
         exact = first and arrival.times == 1 and leaf.baseline is None and grad.dtype == arrival.dtype
         self.grad_sq[leaf.index] = arrival.squared_norm if exact else squared_norm(grad.detach())
         if self.moments:
-            self.grads[leaf.index] = dense(grad.detach()).clone()
+            whole = dense(grad.detach())
+            held = self.grads.get(leaf.index)
+            held = self.workspace.lend(whole.shape, whole) if held is None or held.shape != whole.shape else held
+            self.grads[leaf.index] = held.copy_(whole)
 
     def _compare_stored(self, leaf: Leaf, grad: Tensor, arrival: Arrival) -> None:
         """Notice a hook of the user's own that changes what is stored."""

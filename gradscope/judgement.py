@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradscope.coverage import Coverage, Status
-from gradscope.moments.leaf import Arrival
+from gradscope.moments.arrival import Arrival
 from gradscope.moments.microstep import Measured, MicroStep
 from gradscope.statistics.random_signs import signed_contribution_sq_sum
 

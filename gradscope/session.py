@@ -28,6 +28,7 @@ from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
 from gradscope.ranks import PARTS_ONLY, Company, check_whole, distributed
 
+GONE = "its .grad was gone when backward ended; from the next window on it is read as it comes"
 IGNORED = "ignored, as asked"
 SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
 
@@ -97,7 +98,7 @@ class Session:
         self.recorder = Recorder(
             self.model, leaves, plans, self.options, self._take, self._begin_forward, self.workspace
         )
-        self.opened = OpenWindow(leaves, moments=self.options.moments)
+        self.opened = OpenWindow(leaves, moments=self.options.moments, workspace=self.workspace)
 
     def _note_turns(self) -> None:
         owners = self._watch.owners(self.recorder.leaves) if len(self._watch.optimizers) > 1 else {}
@@ -153,6 +154,9 @@ class Session:
         if self.company is not None:
             orphan = self.company.took(backward, orphan)
         self.opened.add(backward.arrivals, backward.restarted, backward.touched, steps, orphan)
+        for leaf in backward.lost:
+            self.opened.arrived.add(leaf.index)
+            self.opened.problems[leaf.index] = GONE
         if orphan and not self.opened.steps and compiler_was_used():
             self.opened.problems.update(dict.fromkeys(backward.arrivals, COMPILED))
 

@@ -12,7 +12,8 @@ from gradscope.capture.forward import Forward
 from gradscope.capture.hook import Hook
 from gradscope.capture.tagging import settle_signed
 from gradscope.contributions import Probe
-from gradscope.moments.leaf import Arrival, Leaf
+from gradscope.moments.arrival import Arrival, arrivals_of
+from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest, joined
 
 TWO_FORWARDS = (
@@ -39,7 +40,7 @@ class Backward:
         task: autograd's number of it.
     """
 
-    __slots__ = ("added", "arrivals", "creates", "forwards", "restarted", "task", "touched")
+    __slots__ = ("added", "arrivals", "creates", "forwards", "later", "lost", "restarted", "task", "touched")
 
     def __init__(self, task: int) -> None:
         self.task = task
@@ -47,6 +48,10 @@ class Backward:
         self.creates = False
         self.forwards: list[Forward] = []
         self.arrivals: dict[int, Arrival] = {}
+        #: Parameters whose ``.grad`` will hold what arrived, and nothing else: it is read when the backward is over.
+        self.later: dict[int, tuple[Leaf, Probe]] = {}
+        #: Those whose ``.grad`` was gone by then.
+        self.lost: list[Leaf] = []
         #: Parameters to which something was added; ``autograd.grad`` passes the hooks but adds nothing.
         self.added: set[int] = set()
         #: Parameters whose ``.grad`` was None before: for them a window begins.
@@ -64,14 +69,29 @@ class Backward:
         if forward not in self.forwards:
             self.forwards.append(forward)
 
-    def arrive(self, leaf: Leaf, grad: Tensor, probe: Probe, *, keep: bool) -> None:
-        """Note what reached a parameter."""
+    def arrive(self, leaf: Leaf, grad: Tensor, probe: Probe, *, keep: bool, later: bool) -> None:
+        """Note what reached a parameter.
+
+        Args:
+            leaf: the parameter.
+            grad: what is about to be added.
+            probe: its directions.
+            keep: whether a copy is needed.
+            later: whether it may be read from ``.grad`` when the backward is over.
+        """
+        if leaf.index in self.later:
+            self._read([leaf.index])
         earlier = self.arrivals.get(leaf.index)
         if earlier is not None:
             earlier.add(grad, probe)
             return
-        self.arrivals[leaf.index] = Arrival(grad, probe, keep)
         before = leaf.grad
+        if before is None and later and not keep:
+            self.later[leaf.index] = leaf, probe
+            self.restarted.add(leaf.index)
+            leaf.baseline = None
+            return
+        self.arrivals[leaf.index] = Arrival.of(grad, probe, keep=keep)
         if before is None:
             if not leaf.pending:
                 self.restarted.add(leaf.index)
@@ -88,8 +108,24 @@ class Backward:
                 self.restarted.add(leaf.index)
                 leaf.baseline = None
 
+    def _read(self, indices: list[int]) -> None:
+        """What autograd has stored by now is what arrived."""
+        known: dict[int, tuple[Tensor, Probe]] = {}
+        for index in indices:
+            leaf, probe = self.later.pop(index)
+            grad = leaf.parameter.grad
+            if grad is not None:
+                known[index] = grad, probe
+            elif index in self.added:
+                self.lost.append(leaf)
+        if known:
+            grads, probes = zip(*known.values(), strict=True)
+            self.arrivals.update(zip(known, arrivals_of(grads, probes), strict=True))
+
     def drop_unused(self) -> None:
-        """Forget what was asked for and not accumulated."""
+        """Read what was left for the end; forget what was asked for and not accumulated."""
+        if self.later:
+            self._read(list(self.later))
         self.arrivals = {index: arrival for index, arrival in self.arrivals.items() if index in self.added}
         self.restarted &= self.added
         self.touched &= self.added

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.precision import squared_norm
-from gradscope.moments.leaf import Arrival, Leaf
+from gradscope.moments.arrival import Arrival
+from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest
 
 if TYPE_CHECKING:

@@ -29,6 +29,9 @@ from gradscope.moments.microstep import MicroStep
 #: Seed of the private generator: two runs over the same data print the same figures.
 SEED = 0x6772616473
 
+#: The gradients of fewer parameters are looked at as they come, while they are in cache.
+MANY_LEAVES = 16
+
 
 class Recorder:
     """Hooks on a model, and the micro-step that they are filling.
@@ -73,6 +76,10 @@ class Recorder:
         self.calibrated = False
         #: Other callbacks at the end of a backward, which may queue more, come first.
         self.levels = 0
+        #: Whether there are parameters enough for reading their gradients together, when a backward is over.
+        self.many = len(leaves) >= MANY_LEAVES
+        #: Whether no other process shares the gradients: wrappers put sums over ranks into ``.grad`` during the backward.
+        self.local = True
         #: Whether a second backward may run inside the user's; where it would wait for other ranks it may not.
         self.inner = True
         self.gathered = Gathered(plans, self._hang_on) if any(leaf.sharded for leaf in leaves) else None
@@ -234,15 +241,19 @@ class Recorder:
         if self.backward is None:
             self.backward = Backward(torch._C._current_graph_task_id())
             after_backward(self.shielded(self._after_backward), self.levels)
-        self.backward.arrive(
-            leaf, grad, leaf.directions(self.generator), keep=self.options.moments or self.more_backwards()
-        )
+        backward = self.backward
+        prompt = leaf.hooked or leaf.prompt or leaf.sharded or not self.local
+        few = not backward.forwards or any(forward.samples == 1 for forward in backward.forwards)
+        keep = self.more_backwards() or (self.options.moments and (prompt or few))
+        backward.arrive(leaf, grad, leaf.directions(self.generator), keep=keep, later=self.many and not prompt)
 
     def _after_backward(self) -> None:
         backward, self.backward = self.backward, None
         if backward is None:
             return
         backward.drop_unused()
+        for leaf in backward.lost:
+            leaf.prompt = True
         if backward.creates and not backward.added:
             for forward in backward.forwards:
                 forward.differentiated = True

@@ -2,7 +2,7 @@
 
 from gradscope.contributions.contribution import Contribution, Probe
 from gradscope.contributions.convolution import Convolution
-from gradscope.contributions.dense import Dense
+from gradscope.contributions.dense import Dense, settle_vectors
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.row import Row, RowBias, RowSketch, settle
 from gradscope.contributions.scatter import Scatter
@@ -19,5 +19,6 @@ __all__ = [
     "RowSketch",
     "Scatter",
     "settle",
+    "settle_vectors",
     "sum_of_uses",
 ]

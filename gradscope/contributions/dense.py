@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe, project
-from gradscope.contributions.precision import row_squares, working
+from gradscope.contributions.precision import BLOCK, row_squares, working
+
+#: Numbers that may wait for those of other parameters.
+FEW = 1 << 16
 
 
 class Dense(Contribution):
@@ -29,6 +32,13 @@ class Dense(Contribution):
     @property
     def nbytes(self) -> int:
         return self.values.nbytes
+
+    @property
+    def short(self) -> bool:
+        """Whether these are few numbers of a vector parameter: calls would cost more than what they compute."""
+        values = self.values
+        few = values.dim() == 2 and values.shape[1] <= BLOCK and values.numel() <= FEW
+        return few and values.dtype in (torch.float32, torch.float64)
 
     def squared_norms(self) -> Tensor:
         return row_squares(self.values)
@@ -60,6 +70,26 @@ class Dense(Contribution):
 
     def second_moment(self) -> Tensor:
         return working(self.values).abs().square().sum(0)
+
+
+def settle_vectors(
+    values: Sequence[Tensor], lefts: Sequence[Tensor], *, moments: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Figures of several vector parameters at once, since each operator counts.
+
+    Args:
+        values: contributions to each, ``[n, s]``, all of one shape.
+        lefts: a direction for each, ``[s]``.
+        moments: whether second moments are wanted.
+
+    Returns:
+        ``‖hᵢ‖²``, float64 ``[m, n]``; ``⟨hᵢ, R⟩``, float64 ``[m, n, 1]``; ``Σᵢ hᵢ²`` elementwise, ``[m, s]``, or None.
+    """
+    table = torch.stack(list(values))
+    lengths: Tensor = torch.linalg.vector_norm(table, dim=2)
+    second = table.square().sum(1) if moments else None
+    along = table.mul_(torch.stack(list(lefts)).unsqueeze(1)).sum(2, keepdim=True)
+    return lengths.double().square_(), along.double(), second
 
 
 def widen(tensor: Tensor) -> Tensor:

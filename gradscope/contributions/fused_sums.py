@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.precision import row_squares
+from gradscope.contributions.singly import Directions, build_singly
 from gradscope.contributions.workspace import Workspace
 
 #: As coverage shows it.
@@ -17,9 +18,6 @@ FUSED = "fused"
 
 #: Products below this many elements are built several samples at a time: calls would cost more than they do.
 SMALL = 1 << 14
-
-#: Directions ``uⱼ`` and ``vⱼ`` for the rows and the columns of a product.
-Directions = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,9 +82,12 @@ def sums_of_products(
         return found if directions is None else replace(found, probes=probes_of(first, second, directions).double())
     if a < b:
         # More rows than columns are faster.
-        turned = None if directions is None else (directions[1], directions[0])
-        found = sums_of_products(second, first, workspace, moments=moments, directions=turned)
-        return found.shaped(torch.Size((a, b)), transposed=True)
+        other = None if directions is None else (directions[1], directions[0])
+        found = _one_by_one(second, first, workspace, moments, other, turned=True)
+        second_moment = found.second_moment
+        if second_moment is not None:
+            second_moment = workspace.lend(torch.Size((a, b)), first).copy_(second_moment.mT)
+        return FusedSums(found.total.mT.contiguous(), found.squares, second_moment, found.probes)
     return _one_by_one(first, second, workspace, moments, directions)
 
 
@@ -120,30 +121,11 @@ def _along(factor: Tensor, direction: Tensor) -> Tensor:
 
 
 def _one_by_one(
-    first: Tensor, second: Tensor, workspace: Workspace, moments: bool, directions: Directions | None
-) -> FusedSums:
-    (n, _, a), b = first.shape, second.shape[2]
+    first: Tensor, second: Tensor, workspace: Workspace, moments: bool, directions: Directions | None,
+    *, turned: bool = False,
+) -> FusedSums:  # fmt: skip
+    a, b = first.shape[2], second.shape[2]
     total = first.new_empty(a, b)
-    moment = first.new_empty(a, b) if moments else None
-    lengths = first.new_empty(n, a)
-    probes: list[Tensor] = []
-    rows = min(a, workspace.room(b, first))
-    columns = second.unbind()
-    for start in range(0, a, rows):
-        block = slice(start, start + rows)
-        product = workspace.buffer("product", total[block].shape, first)
-        sums, squares = total[block], None if moment is None else moment[block]
-        lines = zip(first[:, :, block].mT.unbind(), columns, lengths[:, block].unbind(), strict=True)
-        for i, (row, column, length) in enumerate(lines):
-            # The first sample's gradient begins the sum.
-            built = torch.mm(row, column, out=product if i else sums)
-            torch.linalg.vector_norm(built, dim=1, out=length)
-            if squares is not None:
-                torch.mul(built, built, out=squares) if i == 0 else squares.addcmul_(built, built)
-            if i:
-                sums.add_(built)
-            if directions is not None and not start:
-                # Both factors are in cache now.
-                probes.append(probes_of(first[i], column, directions))
-    found = torch.stack(probes).double() if probes else None
-    return FusedSums(total, lengths.double().square_().sum(1), moment, found)
+    moment = workspace.moment(torch.Size((a, b)), first, turned=turned) if moments else None
+    squares, probes = build_singly(first, second, workspace, moment=moment, total=total, directions=directions)
+    return FusedSums(total, squares, moment, probes)

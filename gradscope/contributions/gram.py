@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gradscope.contributions.workspace import Workspace
+
 #: A Gram sum this small beside what it would be without cancellation has lost its digits in that dtype.
 CANCELLED = {torch.float32: 1e-3, torch.complex64: 1e-3, torch.float64: 1e-11, torch.complex128: 1e-11}
 
@@ -36,6 +38,41 @@ class SharedBlocks:
         if block.numel() <= self._room:
             self._room -= block.numel()
             self._blocks[place] = block.clone()
+
+
+class Blocks:
+    """Makes the blocks that a triangle is cut into.
+
+    Args:
+        workspace: scratch memory.
+        shared: blocks of the second factor, where other weights have the same.
+        start: the first of the samples that are worked on.
+    """
+
+    __slots__ = ("_shared", "_start", "_workspace")
+
+    def __init__(self, workspace: Workspace, shared: SharedBlocks | None = None, start: int = 0) -> None:
+        self._workspace = workspace
+        self._shared = shared
+        self._start = start
+
+    def products(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], place: int) -> Tensor:
+        """``⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩``, in memory that the next call may write again.
+
+        Args:
+            first: rows ``[N, S, d]`` and columns ``[N, d, R]`` of the first factor.
+            second: the same of the second.
+            place: tells this block from others of the same samples.
+        """
+        workspace, shared = self._workspace, self._shared
+        shape = (first[0].shape[0], first[0].shape[1], first[1].shape[2])
+        left = torch.bmm(*first, out=workspace.buffer("first Gram", shape, first[0]))
+        right = None if shared is None else shared.find((self._start, place))
+        if right is None:
+            right = torch.bmm(*second, out=workspace.buffer("second Gram", shape, first[0]))
+            if shared is not None and workspace.budget is None:
+                shared.keep((self._start, place), right)
+        return left.mul_(right).real if left.is_complex() else left.mul_(right)
 
 
 def strips(positions: int, most: int = 4) -> int:
@@ -81,3 +118,45 @@ def triangle(block: Callable[[int, int], Tensor], positions: int, count: int) ->
     if total is None or uncancelled is None:
         raise ValueError("a triangle has at least one strip")
     return total, ~(total > uncancelled.double().square_().mul_(CANCELLED[dtype]))
+
+
+#: Halves of a triangle are cut until they are this small: smaller products are slow.
+HALF = 32
+
+
+def halvings(positions: int) -> int:
+    """How many times a triangle of this size is halved."""
+    count = 0
+    while positions % 2 == 0 and positions >= 2 * HALF:
+        positions //= 2
+        count += 1
+    return count
+
+
+def halved_share(count: int) -> float:
+    """The part of a square that a triangle covers which was halved so many times."""
+    return (1 + 0.5**count) / 2
+
+
+def halved(first: Tensor, second: Tensor, count: int, made: Blocks) -> tuple[Tensor, Tensor]:
+    """``Σ_{s,t} ⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩`` of ``[N, T, d]`` and ``[N, T, p]``, and where it has lost its digits, as in ``triangle``.
+
+    Halves of the positions meet each other once; what is left on the diagonal is halved again. Everything of one size is one
+    call: for 128 positions six products, where strips have eight.
+    """
+    many, positions = first.shape[:2]
+    total: Tensor | None = None
+    for level in range(count):
+        blocks, size = 1 << level, positions >> (level + 1)
+        pair = (part.reshape(many * blocks, 2 * size, -1) for part in (first, second))
+        met = made.products(*((part[:, size:], part[:, :size].mH) for part in pair), -1 - level)
+        part = met.reshape(many, -1).sum(1).double()
+        total = part if total is None else total.add_(part)
+    size = positions >> count
+    rows = (one.reshape(-1, size, one.shape[2]) for one in (first, second))
+    own = made.products(*((part, part.mH) for part in rows), -1 - count)
+    part = own.reshape(many, -1).sum(1).double()
+    total = part if total is None else total.mul_(2).add_(part)
+    # Rounding may leave a diagonal that should be zero just below it.
+    uncancelled = own.diagonal(dim1=1, dim2=2).abs().sqrt_().reshape(many, -1).sum(1)
+    return total, ~(total > uncancelled.double().square_().mul_(CANCELLED[own.dtype]))

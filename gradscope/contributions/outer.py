@@ -12,7 +12,16 @@ from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.gram import SharedBlocks
-from gradscope.contributions.outer_norms import GRAM, PRODUCTS, by_gram, by_products, by_squares, by_vectors, costs
+from gradscope.contributions.outer_norms import (
+    GRAM,
+    PRODUCTS,
+    by_gram,
+    by_products,
+    by_squares,
+    by_vectors,
+    costs,
+    large,
+)
 from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.workspace import Workspace
@@ -62,7 +71,7 @@ class Outer(Contribution):
         inputs, grads = self.inputs, self.grads
         n, groups, positions, d = inputs.shape
         if positions == 1:
-            return Figures(by_vectors(inputs, grads), None, self.second_moment() if moments else None)
+            return Figures(by_vectors(inputs, grads), None, self._by_squares(workspace) if moments else None)
         if moments:
             algorithm = PRODUCTS
         else:
@@ -79,7 +88,7 @@ class Outer(Contribution):
             return Figures(by_gram(self.inputs, self.grads, workspace, self.shared), algorithm=algorithm)
         p, d = self.grads.shape[3], self.inputs.shape[3]
         # Each way reads what it needs once for each direction.
-        small = p * d < self.inputs.shape[2] * (p + d)
+        small = p * d < self.inputs.shape[2] * (p + d) or large(self.inputs, self.grads)
         found = by_products(self.inputs, self.grads, probe if small else None, moments=moments, workspace=workspace)
         moment = found.second_moment
         return found if moment is None else replace(found, second_moment=moment.reshape(self.shape))
@@ -107,9 +116,15 @@ class Outer(Contribution):
 
     def second_moment(self) -> Tensor:
         if self.inputs.shape[2] == 1:
-            return by_squares(self.inputs, self.grads).reshape(self.shape)
+            return self._by_squares(None)
         moment = self._by(PRODUCTS, Workspace(), None, moments=True).second_moment
         return self.inputs.new_zeros(self.shape) if moment is None else moment
+
+    def _by_squares(self, workspace: Workspace | None) -> Tensor:
+        whole = workspace is not None and self.inputs.shape[1] == 1 and not self.inputs.is_complex()
+        size = torch.Size((self.grads.shape[3], self.inputs.shape[3]))
+        into = workspace.lend(size, self.inputs) if whole and workspace is not None else None
+        return by_squares(self.inputs, self.grads, into).reshape(self.shape)
 
     def joined(self, others: Sequence[Outer]) -> Outer:
         """All uses of one weight as one: their positions side by side."""

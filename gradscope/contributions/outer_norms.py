@@ -8,9 +8,10 @@ from torch import Tensor
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.costs import rates
 from gradscope.contributions.figures import Figures
-from gradscope.contributions.gram import SharedBlocks, share, strips, triangle
+from gradscope.contributions.gram import Blocks, SharedBlocks, halved, halved_share, halvings, share, strips, triangle
 from gradscope.contributions.precision import BLOCK, row_squares
 from gradscope.contributions.products import FEW, Reduction, pieces
+from gradscope.contributions.singly import LARGE, build_singly
 from gradscope.contributions.workspace import Workspace
 
 GRAM, PRODUCTS = "Gram", "products"
@@ -23,7 +24,8 @@ def costs(inputs: Tensor, grads: Tensor, workspace: Workspace) -> dict[str, floa
     many = n * groups
     square, weight = positions * positions, d * p
     count = strips(positions)
-    gram = square * share(count) * ((d + p) * rate.multiply + 2 * rate.reduce)
+    part = min(share(count), halved_share(halvings(positions)))
+    gram = square * part * ((d + p) * rate.multiply + 2 * rate.reduce)
     product = weight * (positions * rate.multiply + rate.reduce)
     gram_chunks = -(-n // workspace.room(groups * square, inputs))
     product_chunks = -(-n // workspace.room(groups * weight, inputs, 2))
@@ -71,23 +73,26 @@ def _gram(
 ) -> tuple[Tensor, Tensor]:
     n, groups, positions = inputs.shape[:3]
     first, second = inputs.flatten(0, 1), grads.flatten(0, 1)
+    count, cut = halvings(positions), strips(positions)
+    blocks = Blocks(workspace, shared, start)
+    if halved_share(count) <= share(cut):
+        squares, lost = halved(first, second, count, blocks)
+    else:
 
-    def block(low: int, high: int) -> Tensor:
-        shape = (n * groups, high - low, high)
-        left = workspace.buffer("first Gram", shape, first)
-        torch.bmm(first[:, low:high], first[:, :high].mH, out=left)
-        right = None if shared is None else shared.find((start, low))
-        if right is None:
-            right = workspace.buffer("second Gram", shape, first)
-            torch.bmm(second[:, low:high], second[:, :high].mH, out=right)
-            if shared is not None and workspace.budget is None:
-                shared.keep((start, low), right)
-        return left.mul_(right).real if left.is_complex() else left.mul_(right)
+        def block(low: int, high: int) -> Tensor:
+            rows = ((part[:, low:high], part[:, :high].mH) for part in (first, second))
+            return blocks.products(*rows, low)
 
-    squares, lost = triangle(block, positions, strips(positions))
+        squares, lost = triangle(block, positions, cut)
     if groups == 1:
         return squares, lost
     return squares.reshape(n, groups).sum(1), lost.reshape(n, groups).any(1)
+
+
+def large(inputs: Tensor, grads: Tensor) -> bool:
+    """Whether one product at a time is fastest, so that probes cost next to nothing beside it."""
+    _, groups, positions, d = inputs.shape
+    return groups == 1 and inputs.is_cpu and not inputs.is_complex() and positions * d * grads.shape[3] >= LARGE
 
 
 def by_products(
@@ -101,6 +106,15 @@ def by_products(
     transposed = groups == 1 and d > p
     first, second = (inputs, grads) if transposed else (grads, inputs)
     size = (groups, first.shape[3], second.shape[3])
+    if large(inputs, grads):
+        directions = None
+        if probe is not None:
+            directions = (probe.rights, probe.lefts) if transposed else (probe.lefts, probe.rights)
+        moment = workspace.moment(torch.Size(size[1:]), first, turned=transposed) if moments else None
+        squares, probes = build_singly(first[:, 0], second[:, 0], workspace, moment=moment, directions=directions)
+        if moment is not None and transposed:
+            moment = workspace.lend(torch.Size((p, d)), first).copy_(moment.mT)
+        return Figures(squares, probes, None if moment is None else moment.unsqueeze(0), PRODUCTS)
     reduction = Reduction(n, size, probe, inputs, moments=moments, transposed=transposed)
     # At least two at once, so that two threads have a product each.
     room = workspace.room(groups * d * p, inputs, 2)
@@ -114,7 +128,9 @@ def by_products(
     return reduction.figures(torch.Size((groups, p, d)), PRODUCTS)
 
 
-def by_squares(inputs: Tensor, grads: Tensor) -> Tensor:
-    """``Σᵢ |hᵢ|²`` elementwise, ``[groups, p, d]``, where there is a single position."""
-    first, second = grads[:, :, 0].abs().square_(), inputs[:, :, 0].abs().square_()
+def by_squares(inputs: Tensor, grads: Tensor, into: Tensor | None = None) -> Tensor:
+    """``Σᵢ |hᵢ|²`` elementwise, ``[groups, p, d]``, where there is a single position; in the memory given."""
+    first, second = ((part.abs() if part.is_complex() else part).square() for part in (grads[:, :, 0], inputs[:, :, 0]))
+    if first.shape[1] == 1:
+        return torch.mm(first[:, 0].T, second[:, 0], out=into).unsqueeze(0)
     return torch.bmm(first.permute(1, 2, 0), second.transpose(0, 1))

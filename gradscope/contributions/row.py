@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradscope.contributions.contribution import Contribution, Probe
+from gradscope.contributions.contribution import Probe
 from gradscope.contributions.dense import Dense
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.outer import Outer
@@ -86,7 +86,8 @@ class Row(Outer):
     def figures(
         self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
     ) -> Figures:
-        return Contribution.figures(self, probe, moments=moments)
+        along = None if probe is None else self.probe(probe)
+        return Figures(self.squared_norms(), along, self._by_squares(workspace) if moments else None)
 
     @property
     def short(self) -> bool:

@@ -26,6 +26,7 @@ class Scatter(Contribution):
         self.ids = ids
         self.grads = working(grads)
         self.shape = shape
+        self._segments: tuple[Tensor, Tensor] | None = None
 
     @property
     def samples(self) -> int:
@@ -39,14 +40,22 @@ class Scatter(Contribution):
         """Sums of the rows that one sample reads more than once.
 
         Returns:
-            The sums ``[n·T, p]`` (unused ones are zero) and the key ``i·V + v`` of each. Nothing here depends on the ids'
-            values, so that a device need not be waited for.
+            The sums ``[n·T, p]`` (unused ones are zero) and the key ``i·V + v`` of each. Nothing here waits for a device.
         """
+        if self._segments is None:
+            self._segments = self._summed()
+        return self._segments
+
+    def _summed(self) -> tuple[Tensor, Tensor]:
         n, positions = self.ids.shape
         sample = torch.arange(n, device=self.ids.device).unsqueeze(1)
-        keys, order = torch.sort((sample * self.shape[0] + self.ids).flatten())
+        unsorted = (sample * self.shape[0] + self.ids).flatten()
+        keys, order = torch.sort(unsorted)
         starts = torch.ones_like(keys, dtype=torch.bool)
-        starts[1:] = keys[1:] != keys[:-1]
+        torch.ne(keys[1:], keys[:-1], out=starts[1:])
+        if keys.is_cpu and bool(starts.all()):
+            # No sample reads a row twice: positions, say.
+            return self.grads.reshape(n * positions, -1), unsorted
         segment = starts.cumsum(0) - 1
         sums = torch.zeros_like(self.grads.reshape(n * positions, -1))
         sums.index_add_(0, segment, self.grads.reshape(n * positions, -1)[order])

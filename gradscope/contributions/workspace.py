@@ -34,6 +34,9 @@ class Workspace:
         self.choice = choice or Choice()
         self.budget = budget
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        #: Memory of figures: where what was lent lies, and what has come back.
+        self._lent: set[int] = set()
+        self._returned: dict[tuple[int, torch.dtype], list[Tensor]] = {}
 
     def room(self, each: int, like: Tensor, least: int = 1) -> int:
         """How many intermediate results of ``each`` elements may exist at once; at least ``least``, if the budget allows."""
@@ -62,3 +65,27 @@ class Workspace:
         if kept is None or kept.numel() < size:
             kept = self._buffers[key] = like.new_empty(size)
         return kept[:size].view(shape)
+
+    def lend(self, shape: torch.Size, like: Tensor) -> Tensor:
+        """Memory with anything in it, for a figure of the parameter's size that outlives the backward.
+
+        Args:
+            shape: of the tensor.
+            like: a tensor of the wanted dtype and device.
+        """
+        if not like.is_cpu:
+            return like.new_empty(shape)
+        returned = self._returned.get((shape.numel(), like.dtype))
+        flat = returned.pop() if returned else like.new_empty(shape.numel())
+        self._lent.add(flat.data_ptr())
+        return flat.view(shape)
+
+    def give_back(self, tensor: Tensor) -> None:
+        """Nobody reads this any more: the next window's figure may have its memory, if it was lent here."""
+        if tensor.data_ptr() in self._lent and tensor.is_contiguous():
+            self._lent.discard(tensor.data_ptr())
+            self._returned.setdefault((tensor.numel(), tensor.dtype), []).append(tensor.view(-1))
+
+    def moment(self, shape: torch.Size, like: Tensor, *, turned: bool) -> Tensor:
+        """Memory for a second moment: lent, or scratch where it will be turned round."""
+        return self.buffer("moment", shape, like) if turned else self.lend(shape, like)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradscope.moments.leaf import Arrival
+from gradscope.moments.arrival import Arrival
 
 
 class Increment(Arrival):

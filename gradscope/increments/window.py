@@ -11,7 +11,8 @@ from gradscope.accumulator import OpenWindow
 from gradscope.coverage import Coverage
 from gradscope.increments.increment import Increment
 from gradscope.judgement import Judged
-from gradscope.moments.leaf import Arrival, Leaf
+from gradscope.moments.arrival import Arrival
+from gradscope.moments.leaf import Leaf
 from gradscope.statistics.two_sizes import contribution_sq_sum_of_parts
 from gradscope.window import ParameterSums, Window
 from gradscope.window_sums import AdamState, shares

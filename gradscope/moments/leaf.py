@@ -7,48 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradscope.contributions import Probe
-from gradscope.contributions.precision import squared_norm
 from gradscope.window import ParameterInfo
-
-
-class Arrival:
-    """What autograd added to one parameter during one backward, as numbers; the gradient itself is never held.
-
-    Holding it would make autograd copy it into ``.grad`` instead of handing it over.
-
-    Attributes:
-        squared_norm: ``‖fresh‖²``, float64 scalar tensor; summed where a leaf is reached more than once.
-        probe: ``⟨fresh, R⟩``, ``[k]``.
-        times: how often the leaf was reached.
-        dtype: of the gradient.
-    """
-
-    __slots__ = ("dtype", "fresh", "probe", "squared_norm", "times")
-
-    def __init__(self, grad: Tensor, probe: Probe, keep: bool) -> None:
-        self.squared_norm = squared_norm(grad)
-        self.probe = probe.of(grad)
-        self.times = 1
-        self.dtype = grad.dtype
-        self.fresh = (grad.detach().to_dense() if grad.is_sparse else grad.detach().clone()) if keep else None
-
-    def add(self, grad: Tensor, probe: Probe) -> None:
-        """A further arrival in the same backward (a weight used inside and outside a reentrant checkpoint)."""
-        self.squared_norm = self.squared_norm + squared_norm(grad)
-        self.probe = self.probe + probe.of(grad)
-        self.times += 1
-        if self.fresh is not None:
-            self.fresh = self.fresh + grad
-
-    def merge(self, later: Arrival) -> None:
-        """What a later backward of the same micro-step added; both must have kept their gradients."""
-        self.probe = self.probe + later.probe
-        self.times = max(self.times, later.times)
-        if self.fresh is not None and later.fresh is not None:
-            self.fresh = self.fresh + later.fresh
-            self.squared_norm = squared_norm(self.fresh)
-        else:
-            self.squared_norm = self.squared_norm + later.squared_norm
 
 
 class Leaf:
@@ -71,11 +30,12 @@ class Leaf:
         watched: hooks of ours hang on it.
         in_turn: one of several watched optimizers steps it, so that it may be frozen while another has its turn.
         weight: the weight that this is the bias of, in layers where both are projected onto the same directions.
+        prompt: its gradient is looked at as it comes: at the end of a backward ``.grad`` was gone once.
     """
 
     __slots__ = (
         "added", "baseline", "full", "hooked", "ignored", "in_turn", "index", "info", "live", "mismatched", "parameter",
-        "pending", "probe", "version", "watched", "weight",
+        "pending", "probe", "prompt", "version", "watched", "weight",
     )  # fmt: skip
 
     def __init__(self, index: int, info: ParameterInfo, parameter: Parameter) -> None:
@@ -95,6 +55,7 @@ class Leaf:
         self.hooked = False
         self.mismatched = False
         self.weight: Leaf | None = None
+        self.prompt = False
 
     @property
     def wanted(self) -> bool:

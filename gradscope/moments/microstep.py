@@ -10,10 +10,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gradscope.contributions import Contribution, Row, RowBias, RowSketch, settle, sum_of_uses
+from gradscope.contributions import (
+    Contribution,
+    Dense,
+    Row,
+    RowBias,
+    RowSketch,
+    settle,
+    settle_vectors,
+    sum_of_uses,
+)
 from gradscope.contributions.precision import squared_norm
 from gradscope.contributions.workspace import Workspace
-from gradscope.moments.leaf import Arrival, Leaf
+from gradscope.moments.arrival import Arrival
+from gradscope.moments.leaf import Leaf
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +39,7 @@ class Measured:
         arrival: what autograd gave the parameter.
         signed_sum: ``‖Σ rᵢhᵢ‖²`` by the tagged inner backward.
         signed_probe: ``⟨Σ rᵢhᵢ, R⟩`` likewise, ``[k]``.
-        sketch: what its figures will be made of when the micro-step ends.
+        sketch: what its figures will be made of: a linear layer's when somebody looks, a vector's when the backward ends.
         parameter_probe: ``⟨θ, R⟩``, ``[k]``, where it may be needed to name an L2 term.
         built: ``‖hᵢ‖²`` of the step's ``spot`` sample, from that sample's gradient in full, float64 scalar.
         spoiled: samples interact, so that no estimate would mean anything either.
@@ -48,7 +58,7 @@ class Measured:
     signed_sum: Tensor | None = None
     signed_probe: Tensor | None = None
     built: Tensor | None = None
-    sketch: RowSketch | None = None
+    sketch: RowSketch | Tensor | None = None
     parameter_probe: Tensor | None = None
     spoiled: bool = False
     unplaced: bool = False
@@ -98,6 +108,8 @@ class MicroStep:
         self.measured: dict[int, Measured] = {}
         self.held: dict[int, Held] = {}
         self.sketches: list[tuple[RowSketch, list[Measured]]] = []
+        #: Contributions to vector parameters and the direction along which each is looked at, by what must be alike.
+        self.vectors: dict[object, list[tuple[Tensor, Tensor, Measured]]] = {}
         #: Parameters that only a second pass describes; what else is said of them is ignored.
         self.second: set[int] = set()
         self.held_bytes = 0
@@ -176,6 +188,7 @@ class MicroStep:
         """Square what still waits for further uses: none will come."""
         for index, held in list(self.held.items()):
             self._release(leaves[index], held)
+        self._settle_vectors()
 
     def _release(self, leaf: Leaf, held: Held) -> None:
         contribution = sum_of_uses(held.contributions)
@@ -190,7 +203,14 @@ class MicroStep:
     def _postpone(self, record: Measured, leaf: Leaf, contribution: Contribution) -> bool:
         """Whether the figures can wait for those of all layers of this kind: in ordinary windows only."""
         probe = leaf.probe
-        if self.spot is not None or self.moments or probe is None or len(probe.lefts) != 1:
+        if self.spot is not None or probe is None or len(probe.lefts) != 1:
+            return False
+        if type(contribution) is Dense and contribution.short and not (self.moments and self.chosen is not None):
+            values = record.sketch = contribution.values
+            alike = (values.shape, values.dtype, values.device, probe.left.dtype)
+            self.vectors.setdefault(alike, []).append((values, probe.lefts[0], record))
+            return True
+        if self.moments:
             return False
         if type(contribution) is Row and contribution.short:
             record.sketch = contribution.sketch(probe)
@@ -213,13 +233,25 @@ class MicroStep:
         for (sketch, records), found in zip(pending, settle([sketch for sketch, _ in pending]), strict=True):
             for number, record in enumerate(records):
                 if record.sketch is sketch:
-                    record.norms, record.probes = found[2 * number], found[2 * number + 1]
-                    record.sketch = None
-                    if self.chosen is not None:
-                        # Two norms a sample are cheaper than choosing first.
-                        norms = record.norms
-                        record.norms = torch.full_like(norms, float("nan"))
-                        record.norms[self.chosen] = norms[self.chosen]
+                    self._fill(record, found[2 * number], found[2 * number + 1])
+
+    def _settle_vectors(self) -> None:
+        """The figures of vector parameters; those of one length at once."""
+        pending, self.vectors = self.vectors, {}
+        for group in pending.values():
+            values, lefts, records = zip(*group, strict=True)
+            squares, probes, moments = settle_vectors(values, lefts, moments=self.moments)
+            for k, (value, record) in enumerate(zip(values, records, strict=True)):
+                if record.sketch is value:
+                    self._fill(record, squares[k], probes[k])
+                    record.second_moment = None if moments is None else moments[k]
+
+    def _fill(self, record: Measured, norms: Tensor, probes: Tensor) -> None:
+        record.sketch, record.norms, record.probes = None, norms, probes
+        if self.chosen is not None:
+            # Norms of all are cheaper than choosing first.
+            record.norms = torch.full_like(norms, float("nan"))
+            record.norms[self.chosen] = norms[self.chosen]
 
     def _square(self, record: Measured, leaf: Leaf, contribution: Contribution) -> None:
         if self.spot is not None:
