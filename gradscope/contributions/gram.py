@@ -56,7 +56,7 @@ class Blocks:
         self._shared = shared
         self._start = start
 
-    def products(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], place: int) -> Tensor:
+    def products(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], *, place: int) -> Tensor:
         """``⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩``, in memory that the next call may write again.
 
         Args:
@@ -149,12 +149,12 @@ def halved(first: Tensor, second: Tensor, count: int, made: Blocks) -> tuple[Ten
     for level in range(count):
         blocks, size = 1 << level, positions >> (level + 1)
         pair = (part.reshape(many * blocks, 2 * size, -1) for part in (first, second))
-        met = made.products(*((part[:, size:], part[:, :size].mH) for part in pair), -1 - level)
+        met = made.products(*((part[:, size:], part[:, :size].mH) for part in pair), place=-1 - level)
         part = met.reshape(many, -1).sum(1).double()
         total = part if total is None else total.add_(part)
     size = positions >> count
     rows = (one.reshape(-1, size, one.shape[2]) for one in (first, second))
-    own = made.products(*((part, part.mH) for part in rows), -1 - count)
+    own = made.products(*((part, part.mH) for part in rows), place=-1 - count)
     part = own.reshape(many, -1).sum(1).double()
     total = part if total is None else total.mul_(2).add_(part)
     # Rounding may leave a diagonal that should be zero just below it.

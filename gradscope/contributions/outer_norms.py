@@ -81,7 +81,7 @@ def _gram(
 
         def block(low: int, high: int) -> Tensor:
             rows = ((part[:, low:high], part[:, :high].mH) for part in (first, second))
-            return blocks.products(*rows, low)
+            return blocks.products(*rows, place=low)
 
         squares, lost = triangle(block, positions, cut)
     if groups == 1:
