@@ -14,7 +14,8 @@ from gradscope.capture.layout import BatchDim, Layout, NoSamples, Rows
 from gradscope.capture.negligible import largest, negligible_below
 from gradscope.capture.plan import Plan
 from gradscope.capture.tagged_rows import TaggedRows
-from gradscope.contributions import Contribution, Dense, Scatter
+from gradscope.contributions import Contribution, Dense, Outer, Scatter
+from gradscope.contributions.gram import SharedBlocks
 from gradscope.errors import MixedSamplesError
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import coarsest
@@ -36,6 +37,7 @@ class Call:
     """
 
     __slots__ = (
+        "__weakref__",
         "autocast",
         "by_operators",
         "forward",
@@ -44,6 +46,7 @@ class Call:
         "key",
         "plan",
         "recorder",
+        "shared",
         "tagged",
     )
 
@@ -58,6 +61,8 @@ class Call:
         #: What autocast computed in, where the layer is of many operators and its output need not show it.
         self.autocast: torch.dtype | None = None
         self.grad: Tensor | None = None
+        #: Of its input, where layers called just before or after read the same.
+        self.shared: SharedBlocks | None = None
         self.tagged: TaggedRows | None = None
 
     @property
@@ -274,7 +279,11 @@ class Call:
             if layout.dim:
                 inputs = tuple(_moved(value, layout.dim) for value in inputs)
                 grad = grad.movedim(layout.dim, 0)
-            return self._by_rule(inputs, grad)
+            described = self._by_rule(inputs, grad)
+            weight = described.get("weight")
+            if self.shared is not None and type(weight) is Outer and not layout.dim and inputs[0].dtype == grad.dtype:
+                weight.shared_inputs, self.shared = self.shared, None
+            return described
         if not isinstance(layout, Rows):
             return {}
         rows = self._lead(grad)

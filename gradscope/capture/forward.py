@@ -80,6 +80,7 @@ class Forward:
         "graph",
         "interacting",
         "keeps",
+        "latest",
         "made",
         "mixed",
         "mixing",
@@ -134,6 +135,8 @@ class Forward:
         self.made: list[tuple[Any, list[Any], list[int]]] = []
         self.seen: list[weakref.ref[Tensor]] = []
         self.uncovered: dict[int, str] = {}
+        #: What the last layer with a rule read, its version, and the layer's call.
+        self.latest: tuple[weakref.ref[Tensor], int, weakref.ref[Call]] | None = None
         self.frontier: tuple[Any, int] | None = None
         self.wants_tags = False
         self.distinct = False
@@ -164,7 +167,7 @@ class Forward:
 
     def let_go(self) -> None:
         """The forward has ended: hold nothing of its graph."""
-        self.frontier = None
+        self.frontier = self.latest = None
         for calls in self.above.values():
             calls.clear()
         for held in (self.unbatched, self.recomputed, self.made):

@@ -24,6 +24,7 @@ from gradscope.capture.recurrent_call import RecurrentCall
 from gradscope.capture.tagging import OutputHook, register_first
 from gradscope.capture.tensors import batch_size, tensors_in
 from gradscope.capture.uses import hook_operators
+from gradscope.contributions.gram import SharedBlocks
 from gradscope.rules.recompute import outputs_of
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class Forwarding:
         forward.calls[plan.name] = number = forward.calls.get(plan.name, 0) + 1
         key = (number, output.dim(), self.recorder.model.training, forward.samples)
         call = Call(self.recorder, plan, forward, Kept(args), key)
+        self._share(forward, call, args)
         if call.settled and not self.recorder.guarding and not torch.is_autocast_enabled(output.device.type):
             output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
             return
@@ -177,6 +179,18 @@ class Forwarding:
             made = Made(output.grad_fn, output.output_nr, output.shape)
             forward.unbatched.append((call, made, bool(without)))
         output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
+
+    @staticmethod
+    def _share(forward: Forward, call: Call, args: tuple[Any, ...]) -> None:
+        """Queries, keys and values read the same tensor: what is computed of it for one of them serves all."""
+        if len(args) != 1 or not isinstance(args[0], Tensor):
+            return
+        x, latest = args[0], forward.latest
+        first = latest[2]() if latest is not None and latest[0]() is x and latest[1] == x._version else None
+        if first is None:
+            forward.latest = weakref.ref(x), x._version, weakref.ref(call)
+        else:
+            call.shared = first.shared = first.shared or SharedBlocks()
 
     def _hook_recomputed(
         self, plan: Plan, forward: Forward, args: Any, kwargs: Any, output: Any, tensors: list[Tensor]

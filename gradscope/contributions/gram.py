@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -15,13 +16,15 @@ CANCELLED = {torch.float32: 1e-3, torch.complex64: 1e-3, torch.float64: 1e-11, t
 #: From this many positions on the triangle is cut into so many strips; more strips save more products and cost more calls.
 STRIPS = ((128, 4), (48, 2))
 
-
 #: Elements of Gram blocks that are kept for other weights.
 KEPT = 1 << 20
 
 
 class SharedBlocks:
-    """Gram blocks of a factor that several weights have in common: computed for the first, read by the others."""
+    """Gram blocks of a factor that several weights have in common: computed for the first, read by the others.
+
+    Queries, keys and values read the same input; the weights of a recurrent layer have the same output gradient.
+    """
 
     __slots__ = ("_blocks", "_room")
 
@@ -30,14 +33,17 @@ class SharedBlocks:
         self._room = KEPT
 
     def find(self, place: tuple[int, int]) -> Tensor | None:
-        """The block at this place, by its first sample and first row; None where it is not kept."""
+        """The block at this place, by its first sample and what tells it from others; None where it is not kept."""
         return self._blocks.get(place)
 
-    def keep(self, place: tuple[int, int], block: Tensor) -> None:
-        """Keep a copy, while there is room."""
-        if block.numel() <= self._room:
-            self._room -= block.numel()
-            self._blocks[place] = block.clone()
+    def memory(self, place: tuple[int, int], shape: Sequence[int], like: Tensor) -> Tensor | None:
+        """Memory for a block that will be read again, to be filled at once; None where there is no room."""
+        size = prod(shape)
+        if size > self._room:
+            return None
+        self._room -= size
+        block = self._blocks[place] = like.new_empty(shape)
+        return block
 
 
 class Blocks:
@@ -45,13 +51,15 @@ class Blocks:
 
     Args:
         workspace: scratch memory.
-        shared: blocks of the second factor, where other weights have the same.
+        shared: blocks of the first and of the second factor, where other weights have the same.
         start: the first of the samples that are worked on.
     """
 
     __slots__ = ("_shared", "_start", "_workspace")
 
-    def __init__(self, workspace: Workspace, shared: SharedBlocks | None = None, start: int = 0) -> None:
+    def __init__(
+        self, workspace: Workspace, shared: Sequence[SharedBlocks | None] = (None, None), start: int = 0
+    ) -> None:
         self._workspace = workspace
         self._shared = shared
         self._start = start
@@ -64,15 +72,21 @@ class Blocks:
             second: the same of the second.
             place: tells this block from others of the same samples.
         """
-        workspace, shared = self._workspace, self._shared
-        shape = (first[0].shape[0], first[0].shape[1], first[1].shape[2])
-        left = torch.bmm(*first, out=workspace.buffer("first Gram", shape, first[0]))
-        right = None if shared is None else shared.find((self._start, place))
-        if right is None:
-            right = torch.bmm(*second, out=workspace.buffer("second Gram", shape, first[0]))
-            if shared is not None and workspace.budget is None:
-                shared.keep((self._start, place), right)
-        return left.mul_(right).real if left.is_complex() else left.mul_(right)
+        left = self._block(first, "first Gram", self._shared[0], place)
+        right = self._block(second, "second Gram", self._shared[1], place)
+        met = torch.mul(left, right, out=self._workspace.buffer("first Gram", left.shape, left))
+        return met.real if met.is_complex() else met
+
+    def _block(self, factor: tuple[Tensor, Tensor], slot: str, shared: SharedBlocks | None, place: int) -> Tensor:
+        rows, columns = factor
+        shape = (rows.shape[0], rows.shape[1], columns.shape[2])
+        memory = None
+        if shared is not None and self._workspace.budget is None:
+            found = shared.find((self._start, place))
+            if found is not None:
+                return found
+            memory = shared.memory((self._start, place), shape, rows)
+        return torch.bmm(rows, columns, out=self._workspace.buffer(slot, shape, rows) if memory is None else memory)
 
 
 def strips(positions: int, most: int = 4) -> int:
@@ -145,18 +159,20 @@ def halved(first: Tensor, second: Tensor, count: int, made: Blocks) -> tuple[Ten
     call: for 128 positions six products, where strips have eight.
     """
     many, positions = first.shape[:2]
-    total: Tensor | None = None
+    apart: Tensor | None = None
     for level in range(count):
         blocks, size = 1 << level, positions >> (level + 1)
-        pair = (part.reshape(many * blocks, 2 * size, -1) for part in (first, second))
+        pair = (part.reshape(many * blocks, 2 * size, part.shape[2]) for part in (first, second))
         met = made.products(*((part[:, size:], part[:, :size].mH) for part in pair), place=-1 - level)
-        part = met.reshape(many, -1).sum(1).double()
-        total = part if total is None else total.add_(part)
+        part = met.reshape(many, -1).sum(1)
+        apart = part if apart is None else apart.add_(part)
     size = positions >> count
     rows = (one.reshape(-1, size, one.shape[2]) for one in (first, second))
     own = made.products(*((part, part.mH) for part in rows), place=-1 - count)
-    part = own.reshape(many, -1).sum(1).double()
-    total = part if total is None else total.mul_(2).add_(part)
-    # Rounding may leave a diagonal that should be zero just below it.
-    uncancelled = own.diagonal(dim1=1, dim2=2).abs().sqrt_().reshape(many, -1).sum(1)
-    return total, ~(total > uncancelled.double().square_().mul_(CANCELLED[own.dtype]))
+    diagonal = own.diagonal(dim1=1, dim2=2)
+    # Of complex numbers rounding may leave one just below zero.
+    root = (diagonal.abs() if first.is_complex() else diagonal).sqrt().reshape(many, -1).sum(1)
+    total = own.reshape(many, -1).sum(1)
+    if apart is not None:
+        total.add_(apart, alpha=2)
+    return total.double(), ~(total > root.square_().mul_(CANCELLED[own.dtype]))

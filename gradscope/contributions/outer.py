@@ -36,10 +36,14 @@ class Outer(Contribution):
         shape: the parameter's; ``groups·p·d`` elements, output dimension first.
         shared: Gram blocks of ``grads``, where other weights have the same; None where none has.
 
+    Attributes:
+        shared_inputs: the same of ``inputs``.
+
     A parameter that keeps its input dimension first (``[d, p]``) is described by swapping the two factors.
     """
 
     shared: SharedBlocks | None = None
+    shared_inputs: SharedBlocks | None = None
 
     def __init__(self, inputs: Tensor, grads: Tensor, shape: torch.Size, shared: SharedBlocks | None = None) -> None:
         self.shared = shared
@@ -85,7 +89,9 @@ class Outer(Contribution):
 
     def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
         if algorithm == GRAM:
-            return Figures(by_gram(self.inputs, self.grads, workspace, self.shared), algorithm=algorithm)
+            return Figures(
+                by_gram(self.inputs, self.grads, workspace, (self.shared_inputs, self.shared)), algorithm=algorithm
+            )
         p, d = self.grads.shape[3], self.inputs.shape[3]
         # Each way reads what it needs once for each direction.
         small = p * d < self.inputs.shape[2] * (p + d) or large(self.inputs, self.grads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -47,15 +49,16 @@ def by_vectors(inputs: Tensor, grads: Tensor) -> Tensor:
 
 
 def by_gram(
-    inputs: Tensor, grads: Tensor, workspace: Workspace | None = None, shared: SharedBlocks | None = None
-) -> Tensor:
+    inputs: Tensor, grads: Tensor, workspace: Workspace | None = None,
+    shared: Sequence[SharedBlocks | None] = (None, None),
+) -> Tensor:  # fmt: skip
     """``Σ_{s,t} ⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩``; samples whose positions cancel are computed again from their product.
 
     Args:
         inputs: ``[n, groups, T, d]``.
         grads: ``[n, groups, T, p]``.
         workspace: scratch memory.
-        shared: Gram blocks of ``grads``, where other weights have the same.
+        shared: Gram blocks of ``inputs`` and of ``grads``, where other weights have the same.
     """
     workspace = workspace or Workspace()
     n, groups, positions = inputs.shape[:3]
@@ -69,7 +72,7 @@ def by_gram(
 
 
 def _gram(
-    inputs: Tensor, grads: Tensor, workspace: Workspace, shared: SharedBlocks | None, start: int
+    inputs: Tensor, grads: Tensor, workspace: Workspace, shared: Sequence[SharedBlocks | None], start: int
 ) -> tuple[Tensor, Tensor]:
     n, groups, positions = inputs.shape[:3]
     first, second = inputs.flatten(0, 1), grads.flatten(0, 1)

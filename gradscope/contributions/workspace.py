@@ -34,6 +34,8 @@ class Workspace:
         self.choice = choice or Choice()
         self.budget = budget
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        #: Views of them, by shape: making one costs as much as a small operator.
+        self._views: dict[tuple[str, torch.dtype, torch.device], dict[tuple[int, ...], Tensor]] = {}
         #: Memory of figures: where what was lent lies, and what has come back.
         self._lent: set[int] = set()
         self._returned: dict[tuple[int, torch.dtype], list[Tensor]] = {}
@@ -57,14 +59,20 @@ class Workspace:
             shape: of the tensor.
             like: a tensor of the wanted dtype and device.
         """
+        key = (slot, like.dtype, like.device)
+        views = self._views.get(key)
+        known = None if views is None else views.get(tuple(shape))
+        if known is not None:
+            return known
         size = prod(shape)
         if size * like.element_size() > KEPT or not like.is_cpu:
             return like.new_empty(shape)
-        key = (slot, like.dtype, like.device)
         kept = self._buffers.get(key)
-        if kept is None or kept.numel() < size:
+        if views is None or kept is None or kept.numel() < size:
             kept = self._buffers[key] = like.new_empty(size)
-        return kept[:size].view(shape)
+            views = self._views[key] = {}
+        view = views[tuple(shape)] = kept[:size].view(shape)
+        return view
 
     def lend(self, shape: torch.Size, like: Tensor) -> Tensor:
         """Memory with anything in it, for a figure of the parameter's size that outlives the backward.
