@@ -145,6 +145,10 @@ class Contribution(ABC):
     def select(self, index: Tensor) -> Contribution:
         """The contributions of some samples only, by their indices."""
 
+    def borrow(self, index: Tensor, workspace: Workspace) -> Contribution:
+        """The same, perhaps in scratch memory: only until the next one is asked for."""
+        return self.select(index)
+
     @abstractmethod
     def regroup(self, sample_of_row: Tensor, samples: int) -> Contribution:
         """Contributions of samples from those of rows: row r belongs to sample ``sample_of_row[r]``; rows are summed."""

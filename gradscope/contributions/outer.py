@@ -115,6 +115,16 @@ class Outer(Contribution):
     def select(self, index: Tensor) -> Outer:
         return Outer(self.inputs[index], self.grads[index], self.shape)
 
+    def borrow(self, index: Tensor, workspace: Workspace) -> Outer:
+        factors = ((self.inputs, "chosen inputs"), (self.grads, "chosen gradients"))
+        chosen = (
+            torch.index_select(
+                part, 0, index.to(part.device), out=workspace.buffer(slot, (index.numel(), *part.shape[1:]), part)
+            )
+            for part, slot in factors
+        )
+        return Outer(*chosen, self.shape)
+
     def regroup(self, sample_of_row: Tensor, samples: int) -> Outer:
         order = RowOrder(sample_of_row, samples)
         inputs, grads = (order.gather(factor).transpose(1, 2).flatten(2, 3) for factor in (self.inputs, self.grads))

@@ -263,7 +263,7 @@ class MicroStep:
         else:
             # The check runs on all rows; only the squares are subsampled.
             record.probes = None if probe is None else contribution.probe(probe)
-            found = contribution.select(chosen).figures(moments=self.moments, workspace=self.workspace)
+            found = contribution.borrow(chosen, self.workspace).figures(moments=self.moments, workspace=self.workspace)
             record.norms = found.squares.new_full((n,), float("nan"))
             record.norms[chosen] = found.squares
             if found.second_moment is not None:
