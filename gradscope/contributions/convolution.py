@@ -78,9 +78,9 @@ class Convolution(Contribution):
     def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
         if algorithm == SHIFTED_GRAM:
             return self._by_gram(workspace, probe)
-        # Each way reads what it needs once for each direction: the gradients, or the factors.
+        # Each way reads what it needs once for each direction: the gradients, or the factors, whose pixels a stride sorts.
         small = self.shape[0] <= self.geometry.groups * prod(self.grads.shape[2:])
-        given = probe if small else None
+        given = probe if small or prod(self.geometry.stride) > 1 else None
         if algorithm == PATCHES:
             found = by_patches(
                 self.inputs, self.grads, self.shape, self.geometry, given, moments=moments, workspace=workspace
@@ -89,7 +89,7 @@ class Convolution(Contribution):
             found = by_native(self.inputs, self.grads, self.shape, self.geometry, given, moments=moments)
         else:
             raise ValueError(f"no algorithm for convolutions is called {algorithm!r}")
-        return found if probe is None or small else replace(found, probes=self.probe(probe))
+        return found if probe is None or found.probes is not None else replace(found, probes=self.probe(probe))
 
     def _by_gram(self, workspace: Workspace, probe: Probe | None) -> Figures:
         squares, lost, probes = by_shifted_gram(self.inputs, self.grads, self.geometry, probe, workspace)

@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.figures import Figures
+from gradscope.contributions.one_by_one import SMALL, Directions, OneByOne, probes_of
 from gradscope.contributions.precision import row_squares
+from gradscope.contributions.products import turned
 from gradscope.contributions.workspace import Workspace
 
 #: As coverage shows it.
 FUSED = "fused"
-
-#: Products below this many elements are built several samples at a time: calls would cost more than they do.
-SMALL = 1 << 14
-
-#: Directions ``uⱼ`` and ``vⱼ`` for the rows and the columns of a product.
-Directions = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,11 +37,11 @@ class FusedSums:
     def shaped(self, shape: torch.Size, *, transposed: bool = False) -> FusedSums:
         """The same for a parameter of this shape, whose matrix was built the other way round if ``transposed``."""
 
-        def turned(matrix: Tensor) -> Tensor:
-            return (matrix.mT if transposed else matrix).reshape(shape).contiguous()
+        def placed(matrix: Tensor) -> Tensor:
+            return (turned(matrix) if transposed else matrix).reshape(shape)
 
-        second = None if self.second_moment is None else turned(self.second_moment)
-        return FusedSums(turned(self.total), self.squares, second, self.probes)
+        second = None if self.second_moment is None else placed(self.second_moment)
+        return FusedSums(placed(self.total), self.squares, second, self.probes)
 
     def joined(self, other: FusedSums) -> FusedSums:
         """The sums over these samples and the others, which come after them."""
@@ -87,7 +83,16 @@ def sums_of_products(
         turned = None if directions is None else (directions[1], directions[0])
         found = sums_of_products(second, first, workspace, moments=moments, directions=turned)
         return found.shaped(torch.Size((a, b)), transposed=True)
-    return _one_by_one(first, second, workspace, moments, directions)
+    built = OneByOne(first.shape[0], (a, b), first, summed=True, moments=moments, directions=directions)
+    built.take(first.mT, second, 0, workspace)
+    return sums_one_by_one(built)
+
+
+def sums_one_by_one(built: OneByOne) -> FusedSums:
+    """What has been built one by one."""
+    if built.total is None:
+        raise ValueError("the products were not added up")
+    return FusedSums(built.total, built.squares(), built.second_moment, built.probes())
 
 
 def sums_of_chunks(chunks: Iterable[Tensor], *, moments: bool) -> FusedSums:
@@ -104,46 +109,3 @@ def sums_of_chunks(chunks: Iterable[Tensor], *, moments: bool) -> FusedSums:
     if total is None:
         raise ValueError("there are no samples to add up")
     return FusedSums(total, torch.cat(squares), second)
-
-
-def probes_of(first: Tensor, second: Tensor, directions: Directions) -> Tensor:
-    """``Σₜ (first[i, t]·uⱼ)(second[i, t]·vⱼ)``, ``[..., k]``, of factors ``[..., T, a]`` and ``[..., T, b]``."""
-    products = [_along(first, u).mul_(_along(second, v)).sum(-1) for u, v in zip(*directions, strict=True)]
-    return torch.stack(products, dim=-1)
-
-
-def _along(factor: Tensor, direction: Tensor) -> Tensor:
-    # A transposed factor would be copied.
-    if factor.stride(-1) == 1:
-        return torch.matmul(factor, direction)
-    return torch.matmul(direction.unsqueeze(0), factor.mT).squeeze(-2)
-
-
-def _one_by_one(
-    first: Tensor, second: Tensor, workspace: Workspace, moments: bool, directions: Directions | None
-) -> FusedSums:
-    (n, _, a), b = first.shape, second.shape[2]
-    total = first.new_empty(a, b)
-    moment = first.new_empty(a, b) if moments else None
-    lengths = first.new_empty(n, a)
-    probes: list[Tensor] = []
-    rows = min(a, workspace.room(b, first))
-    columns = second.unbind()
-    for start in range(0, a, rows):
-        block = slice(start, start + rows)
-        product = workspace.buffer("product", total[block].shape, first)
-        sums, squares = total[block], None if moment is None else moment[block]
-        lines = zip(first[:, :, block].mT.unbind(), columns, lengths[:, block].unbind(), strict=True)
-        for i, (row, column, length) in enumerate(lines):
-            # The first sample's gradient begins the sum.
-            built = torch.mm(row, column, out=product if i else sums)
-            torch.linalg.vector_norm(built, dim=1, out=length)
-            if squares is not None:
-                torch.mul(built, built, out=squares) if i == 0 else squares.addcmul_(built, built)
-            if i:
-                sums.add_(built)
-            if directions is not None and not start:
-                # Both factors are in cache now.
-                probes.append(probes_of(first[i], column, directions))
-    found = torch.stack(probes).double() if probes else None
-    return FusedSums(total, lengths.double().square_().sum(1), moment, found)
