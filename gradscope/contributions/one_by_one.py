@@ -14,8 +14,8 @@ SMALL = 1 << 14
 #: Rows of a block, at least: two threads share thinner products badly.
 THIN = 512
 
-#: Products of fewer multiply-adds are shared out among threads as a batch, which waits for them less often.
-ALONE = 1 << 25
+#: Products of fewer multiply-adds, or of fewer elements, are shared out among threads as a batch, which waits for them less often.
+ALONE, WIDE = 1 << 25, 1 << 16
 
 #: Directions ``uⱼ`` and ``vⱼ`` for the rows and the columns of a product.
 Directions = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -59,7 +59,7 @@ class OneByOne:
             workspace: scratch memory.
         """
         (c, a, length), b = first.shape, second.shape[2]
-        if self._directions is None and a * b * length < ALONE:
+        if self._directions is None and (a * b * length < ALONE or a * b < WIDE):
             for i in range(0, c, pieces(c, workspace.room(a * b, first))):
                 part = slice(i, i + pieces(c, workspace.room(a * b, first)))
                 product = workspace.buffer("product", (*first[part].shape[:2], b), first)

@@ -10,6 +10,7 @@ from torch import Tensor
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import strips, triangle
+from gradscope.contributions.products import pieces
 from gradscope.contributions.shifts import Shifts, grid_of
 from gradscope.contributions.workspace import Workspace
 
@@ -36,7 +37,7 @@ def by_shifted_gram(
     """
     workspace, groups = workspace or Workspace(), geometry.groups
     pixels = prod(grid_of(tuple(inputs.shape[2:]), geometry))
-    room = workspace.room(groups * pixels**2, inputs)
+    room = pieces(inputs.shape[0], workspace.room(groups * pixels**2, inputs))
     squares, lost, probes = [], [], []
     for i in range(0, inputs.shape[0], room):
         shifts = Shifts.of(inputs[i : i + room], grads[i : i + room], geometry)

@@ -20,7 +20,7 @@ from gradscope.contributions.workspace import Workspace
 #: Relative difference that rounding may make, as for the whole zoo.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 
-ALGORITHMS = ("Gram", "products", "shifted Gram", "patches", "native")
+ALGORITHMS = ("Gram", "products", "shifted Gram", "patches", "native", "Winograd")
 OUTER, CONVOLUTION = ("Gram", "products"), ("shifted Gram", "patches", "native")
 
 NAMES = (
