@@ -57,7 +57,8 @@ def costs(
         work = products * (positions // grads.shape[3] // TILE * inputs.shape[3])
         if workspace.allows(max(factors, products), inputs):
             each = 1.2 * work * rate.multiply + 2 * factors * rate.shift + 10 * products * rate.reduce + reduced
-            found[WINOGRAD] = n * each
+            chunks = -(-n // workspace.room(room_of_tiles(factors, products), inputs))
+            found[WINOGRAD] = n * each + (30 + 2 * geometry.kernel[1]) * rate.call * chunks
     return found
 
 
@@ -68,8 +69,13 @@ def elements(inputs: Tensor, grads: Tensor, geometry: Geometry) -> tuple[int, in
     return READ * (channels + out) * tiled, READ * geometry.kernel[1] * channels * out
 
 
+def room_of_tiles(factors: int, products: int) -> int:
+    """Elements of one sample that a chunk of Winograd's tiles reckons with: no buffer is larger."""
+    return max(products, factors + products // 2)
+
+
 def _in_tiles(inputs: Tensor, grads: Tensor, geometry: Geometry) -> bool:
-    """Two dimensions, three rows next to each other in the kernel, positions in whole tiles; elsewhere than on a CPU not measured."""
+    """Two dimensions, three rows next to each other in the kernel, positions in whole tiles; measured on CPUs alone."""
     if len(geometry.kernel) != 2 or geometry.kernel[0] != 3 or geometry.dilation[0] != 1 or inputs.is_complex():
         return False
     return geometry.stride == (1, 1) and geometry.groups == 1 and grads.shape[2] % TILE == 0 and inputs.is_cpu

@@ -64,9 +64,10 @@ class FusedConvolution(Convolution):
             self.inputs, self.grads, self.shape, self.geometry, workspace or Workspace(), moments=moments, probe=probe
         )
         self.summed = sums.total
+        if probe is None or sums.probes is not None:
+            return sums.figures()
         # From the factors: what shares nothing with the sum is a check of it.
-        missing = probe is not None and sums.probes is None
-        return replace(sums.figures(), probes=self.probe(probe)) if missing else sums.figures()
+        return replace(sums.figures(), probes=self.probe(probe))
 
 
 def fused(contribution: Any) -> FusedOuter | FusedConvolution | None:

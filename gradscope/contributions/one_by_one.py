@@ -14,7 +14,7 @@ SMALL = 1 << 14
 #: Rows of a block, at least: two threads share thinner products badly.
 THIN = 512
 
-#: Products of fewer multiply-adds, or of fewer elements, are shared out among threads as a batch, which waits for them less often.
+#: Products of fewer multiply-adds, or of fewer elements, are shared out among threads as a batch: less waiting for each other.
 ALONE, WIDE = 1 << 25, 1 << 16
 
 #: Directions ``uⱼ`` and ``vⱼ`` for the rows and the columns of a product.

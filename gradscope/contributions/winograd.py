@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gradscope.contributions.convolution_costs import READ, TILE, elements
+from gradscope.contributions.convolution_costs import READ, TILE, elements, room_of_tiles
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.products import pieces
 from gradscope.contributions.workspace import Workspace
@@ -70,7 +70,7 @@ def by_winograd(
 
 def _step(inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace) -> int:
     factors, products = elements(inputs, grads, geometry)
-    return pieces(inputs.shape[0], workspace.room(max(products, factors + products // 2), inputs))
+    return pieces(inputs.shape[0], workspace.room(room_of_tiles(factors, products), inputs))
 
 
 def _of_inputs(x: Tensor, geometry: Geometry, workspace: Workspace) -> Tensor:
@@ -132,10 +132,9 @@ def _gradients(left: Tensor, right: Tensor, geometry: Geometry, workspace: Works
 
 def _scale(left: Tensor, right: Tensor) -> Tensor:
     """What each sample's products can come to at most, float64 ``[m]``."""
-    lengths = (torch.linalg.vector_norm(side.flatten(2), dim=2).double() for side in (left, right))
+    first, second = (torch.linalg.vector_norm(side.flatten(2), dim=2).double() for side in (left, right))
     bound = left.new_tensor(INVERSE, dtype=torch.float64).abs().amax(0).div_(24)
-    first, second = lengths
-    return bound @ first.mul_(second)
+    return bound.matmul(first.mul_(second))
 
 
 def _reduced(built: Tensor, scale: Tensor, *, summed: bool, moments: bool) -> Tiled:
@@ -158,4 +157,10 @@ def placed(tiled: Tensor, shape: torch.Size) -> Tensor:
     """A sum in the order of the parameter, ``[channels out, channels, 3, columns]``."""
     columns, rows, channels, out = tiled.shape
     size = prod((columns, rows))
-    return tiled.reshape(size * channels, out).mT.contiguous().view(out, columns, rows, channels).permute(0, 3, 2, 1).reshape(shape)
+    return (
+        tiled.reshape(size * channels, out)
+        .mT.contiguous()
+        .view(out, columns, rows, channels)
+        .permute(0, 3, 2, 1)
+        .reshape(shape)
+    )
