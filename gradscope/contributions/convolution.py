@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe
-from gradscope.contributions.convolution_costs import NATIVE, PATCHES, SHIFTED_GRAM, costs
+from gradscope.contributions.convolution_costs import NATIVE, PATCHES, SHIFTED_GRAM, WINOGRAD, costs
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
@@ -19,6 +19,7 @@ from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.shifted_gram import by_shifted_gram
 from gradscope.contributions.shifts import Shifts
+from gradscope.contributions.winograd import by_winograd, placed
 from gradscope.contributions.workspace import Workspace
 
 #: Up to this many channels (of a group) the right factor is met by a native convolution, which reads them less often.
@@ -78,9 +79,11 @@ class Convolution(Contribution):
     def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
         if algorithm == SHIFTED_GRAM:
             return self._by_gram(workspace, probe)
-        # Each way reads what it needs once for each direction: the gradients, or the factors.
+        if algorithm == WINOGRAD:
+            return self._by_winograd(workspace, probe, moments=moments)
+        # Each way reads what it needs once for each direction: the gradients, or the factors, whose pixels a stride sorts.
         small = self.shape[0] <= self.geometry.groups * prod(self.grads.shape[2:])
-        given = probe if small else None
+        given = probe if small or prod(self.geometry.stride) > 1 else None
         if algorithm == PATCHES:
             found = by_patches(
                 self.inputs, self.grads, self.shape, self.geometry, given, moments=moments, workspace=workspace
@@ -89,7 +92,7 @@ class Convolution(Contribution):
             found = by_native(self.inputs, self.grads, self.shape, self.geometry, given, moments=moments)
         else:
             raise ValueError(f"no algorithm for convolutions is called {algorithm!r}")
-        return found if probe is None or small else replace(found, probes=self.probe(probe))
+        return found if probe is None or found.probes is not None else replace(found, probes=self.probe(probe))
 
     def _by_gram(self, workspace: Workspace, probe: Probe | None) -> Figures:
         squares, lost, probes = by_shifted_gram(self.inputs, self.grads, self.geometry, probe, workspace)
@@ -97,6 +100,16 @@ class Convolution(Contribution):
             index = lost.nonzero()[:, 0]
             squares[index] = self.select(index)._by(PATCHES, workspace, None, moments=False).squares
         return Figures(squares, None if probes is None else widen(probes), None, SHIFTED_GRAM)
+
+    def _by_winograd(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
+        tiled = by_winograd(self.inputs, self.grads, self.geometry, workspace, summed=False, moments=moments)
+        if bool(tiled.lost.any()):
+            if moments:
+                return self._by(PATCHES, workspace, probe, moments=True)
+            index = tiled.lost.nonzero()[:, 0]
+            tiled.squares[index] = self.select(index)._by(PATCHES, workspace, None, moments=False).squares
+        second = None if tiled.second_moment is None else placed(tiled.second_moment, self.shape)
+        return Figures(tiled.squares, None if probe is None else self.probe(probe), second, WINOGRAD)
 
     def probe(self, probe: Probe) -> Tensor:
         if depthwise(self.shape, self.geometry) and not self.inputs.is_complex():

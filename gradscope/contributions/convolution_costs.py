@@ -13,7 +13,10 @@ from gradscope.contributions.shifted_gram import MOST_STRIPS
 from gradscope.contributions.shifts import grid_of, taken
 from gradscope.contributions.workspace import Workspace
 
-SHIFTED_GRAM, PATCHES, NATIVE = "shifted Gram", "patches", "native"
+SHIFTED_GRAM, PATCHES, NATIVE, WINOGRAD = "shifted Gram", "patches", "native", "Winograd"
+
+#: Positions of one of Winograd's tiles, and rows of input that they read.
+TILE, READ = 4, 6
 
 
 def costs(
@@ -49,4 +52,30 @@ def costs(
         chunks = -(-n // workspace.room(groups * pixels**2, inputs))
         if workspace.allows(groups * pixels**2, inputs):
             found[SHIFTED_GRAM] = n * groups * gram * part + (10 + 2 * offsets) * rate.call * chunks
+    if _in_tiles(inputs, grads, geometry):
+        factors, products = elements(inputs, grads, geometry)
+        work = products * (positions // grads.shape[3] // TILE * inputs.shape[3])
+        if workspace.allows(max(factors, products), inputs):
+            each = 1.2 * work * rate.multiply + 2 * factors * rate.shift + 10 * products * rate.reduce + reduced
+            chunks = -(-n // workspace.room(room_of_tiles(factors, products), inputs))
+            found[WINOGRAD] = n * each + (30 + 2 * geometry.kernel[1]) * rate.call * chunks
     return found
+
+
+def elements(inputs: Tensor, grads: Tensor, geometry: Geometry) -> tuple[int, int]:
+    """Elements of one sample's factors in Winograd's tiles, and of their products."""
+    tiled = grads.shape[2] // TILE * inputs.shape[3]
+    channels, out = inputs.shape[1], grads.shape[1]
+    return READ * (channels + out) * tiled, READ * geometry.kernel[1] * channels * out
+
+
+def room_of_tiles(factors: int, products: int) -> int:
+    """Elements of one sample that a chunk of Winograd's tiles reckons with: no buffer is larger."""
+    return max(products, factors + products // 2)
+
+
+def _in_tiles(inputs: Tensor, grads: Tensor, geometry: Geometry) -> bool:
+    """Two dimensions, three rows next to each other in the kernel, positions in whole tiles; measured on CPUs alone."""
+    if len(geometry.kernel) != 2 or geometry.kernel[0] != 3 or geometry.dilation[0] != 1 or inputs.is_complex():
+        return False
+    return geometry.stride == (1, 1) and geometry.groups == 1 and grads.shape[2] % TILE == 0 and inputs.is_cpu

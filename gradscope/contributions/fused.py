@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -63,7 +64,10 @@ class FusedConvolution(Convolution):
             self.inputs, self.grads, self.shape, self.geometry, workspace or Workspace(), moments=moments, probe=probe
         )
         self.summed = sums.total
-        return sums.figures()
+        if probe is None or sums.probes is not None:
+            return sums.figures()
+        # From the factors: what shares nothing with the sum is a check of it.
+        return replace(sums.figures(), probes=self.probe(probe))
 
 
 def fused(contribution: Any) -> FusedOuter | FusedConvolution | None:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Probe
-from gradscope.contributions.fused_sums import FusedSums, sums_of_chunks, sums_of_products
+from gradscope.contributions.convolution_costs import WINOGRAD, costs
+from gradscope.contributions.fused_sums import FusedSums, sums_of_chunks, sums_of_products, sums_one_by_one
 from gradscope.contributions.geometry import Geometry
-from gradscope.contributions.shifts import Shifts
+from gradscope.contributions.patches_one_by_one import are_large, patches_one_by_one
+from gradscope.contributions.winograd import by_winograd, placed
 from gradscope.contributions.workspace import Workspace
 
 #: The native backward is the faster from so many positions and input channels on: below, its calls cost more than they do, or
@@ -22,13 +24,10 @@ POSITIONS, CHANNELS = 512, 8
 #: Samples whose native backward is one call.
 MOST = 16
 
-#: Patches may take so many times the usual room where a gradient fills the cache by itself: fewer sums to join.
-LARGE = 4
-
 
 def sums_of_convolutions(
     inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry, workspace: Workspace, *,
-    moments: bool, probe: Probe | None,
+    moments: bool, probe: Probe | None = None,
 ) -> FusedSums:  # fmt: skip
     """Sums over samples of a convolution's weight gradients, each built once.
 
@@ -39,28 +38,36 @@ def sums_of_convolutions(
         geometry: how the kernel walks; one group.
         workspace: scratch memory.
         moments: whether second moments are wanted.
-        probe: random directions, or None.
+        probe: random directions, or None; answered where patches are at hand.
     """
+    estimated = costs(inputs, grads, geometry, workspace, moments=True)
+    if min(estimated, key=estimated.__getitem__) == WINOGRAD:
+        tiled = by_winograd(inputs, grads, geometry, workspace, summed=True, moments=moments)
+        if tiled.total is not None and not bool(tiled.lost.any()):
+            second = None if tiled.second_moment is None else placed(tiled.second_moment, shape)
+            return FusedSums(placed(tiled.total, shape), tiled.squares, second)
     if prod(grads.shape[2:]) < POSITIONS or inputs.shape[1] < CHANNELS:
         return _of_patches(inputs, grads, geometry, workspace, moments=moments, probe=probe).shaped(shape)
-    found = sums_of_chunks(_grouped(inputs, grads, shape, geometry, workspace), moments=moments)
-    if probe is None:
-        return found
-    return replace(found, probes=Shifts.of(inputs, grads, geometry).probe(probe).double())
+    return sums_of_chunks(_grouped(inputs, grads, shape, geometry, workspace), moments=moments)
 
 
 def _of_patches(
     inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, *, moments: bool, probe: Probe | None
 ) -> FusedSums:
     positions = tuple(grads.shape[2:])
-    patch = inputs.shape[1] * prod(geometry.kernel)
-    large = workspace.room(patch * grads.shape[1], inputs) == 1
-    chunk = (LARGE if large else 1) * workspace.room(patch * prod(positions), inputs)
-    directions = None if probe is None else (probe.lefts, probe.rights)
+    patch, out = inputs.shape[1] * prod(geometry.kernel), grads.shape[1]
+    if are_large(inputs, grads, geometry, workspace):
+        built, probes = patches_one_by_one(
+            inputs, grads, geometry, workspace, summed=True, moments=moments, probe=probe
+        )
+        return replace(sums_one_by_one(built), probes=probes).shaped(
+            torch.Size((out, patch)), transposed=True, workspace=workspace
+        )
     found: FusedSums | None = None
+    chunk = workspace.room(patch * prod(positions), inputs)
     for x, g in zip(inputs.split(chunk), grads.split(chunk), strict=True):
         patches = geometry.unfold(x, 0, positions, workspace.buffer)
-        part = sums_of_products(g.flatten(2).mT, patches.mT, workspace, moments=moments, directions=directions)
+        part = sums_of_products(g.flatten(2).mT, patches.mT, workspace, moments=moments)
         found = part if found is None else found.joined(part)
     if found is None:
         raise ValueError("there are no samples to add up")

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.figures import Figures
+from gradscope.contributions.one_by_one import SMALL, Directions, OneByOne, probes_of
 from gradscope.contributions.precision import row_squares
-from gradscope.contributions.singly import Directions, build_singly
+from gradscope.contributions.products import turned
 from gradscope.contributions.workspace import Workspace
 
 #: As coverage shows it.
 FUSED = "fused"
-
-#: Products below this many elements are built several samples at a time: calls would cost more than they do.
-SMALL = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,14 +34,20 @@ class FusedSums:
     second_moment: Tensor | None = None
     probes: Tensor | None = None
 
-    def shaped(self, shape: torch.Size, *, transposed: bool = False) -> FusedSums:
-        """The same for a parameter of this shape, whose matrix was built the other way round if ``transposed``."""
+    def shaped(self, shape: torch.Size, *, transposed: bool = False, workspace: Workspace | None = None) -> FusedSums:
+        """The same for a parameter of this shape, whose matrix was built the other way round if ``transposed``.
 
-        def turned(matrix: Tensor) -> Tensor:
-            return (matrix.mT if transposed else matrix).reshape(shape).contiguous()
+        Args:
+            shape: the parameter's.
+            transposed: whether it was.
+            workspace: memory for the second moment; the total is autograd's own from now on.
+        """
 
-        second = None if self.second_moment is None else turned(self.second_moment)
-        return FusedSums(turned(self.total), self.squares, second, self.probes)
+        def placed(matrix: Tensor, memory: Workspace | None = None) -> Tensor:
+            return (turned(matrix, memory) if transposed else matrix).reshape(shape)
+
+        second = None if self.second_moment is None else placed(self.second_moment, workspace)
+        return FusedSums(placed(self.total), self.squares, second, self.probes)
 
     def joined(self, other: FusedSums) -> FusedSums:
         """The sums over these samples and the others, which come after them."""
@@ -80,15 +84,24 @@ def sums_of_products(
         products = (f.mT @ s for f, s in zip(first.split(chunk), second.split(chunk), strict=True))
         found = sums_of_chunks(products, moments=moments)
         return found if directions is None else replace(found, probes=probes_of(first, second, directions).double())
-    if a < b:
-        # More rows than columns are faster.
-        other = None if directions is None else (directions[1], directions[0])
-        found = _one_by_one(second, first, workspace, moments, other, turned=True)
-        second_moment = found.second_moment
-        if second_moment is not None:
-            second_moment = workspace.lend(torch.Size((a, b)), first).copy_(second_moment.mT)
-        return FusedSums(found.total.mT.contiguous(), found.squares, second_moment, found.probes)
-    return _one_by_one(first, second, workspace, moments, directions)
+    # More rows than columns are faster.
+    other = a < b
+    if other:
+        first, second = second, first
+        directions = None if directions is None else (directions[1], directions[0])
+    size = (first.shape[2], second.shape[2])
+    built = OneByOne(
+        first.shape[0], size, first, summed=True, moments=moments, directions=directions, memory=workspace, turned=other
+    )
+    built.take(first.mT, second, 0, workspace)
+    return sums_one_by_one(built).shaped(torch.Size((a, b)), transposed=other, workspace=workspace)
+
+
+def sums_one_by_one(built: OneByOne) -> FusedSums:
+    """What has been built one by one."""
+    if built.total is None:
+        raise ValueError("the products were not added up")
+    return FusedSums(built.total, built.squares(), built.second_moment, built.probes())
 
 
 def sums_of_chunks(chunks: Iterable[Tensor], *, moments: bool) -> FusedSums:
@@ -105,27 +118,3 @@ def sums_of_chunks(chunks: Iterable[Tensor], *, moments: bool) -> FusedSums:
     if total is None:
         raise ValueError("there are no samples to add up")
     return FusedSums(total, torch.cat(squares), second)
-
-
-def probes_of(first: Tensor, second: Tensor, directions: Directions) -> Tensor:
-    """``Σₜ (first[i, t]·uⱼ)(second[i, t]·vⱼ)``, ``[..., k]``, of factors ``[..., T, a]`` and ``[..., T, b]``."""
-    products = [_along(first, u).mul_(_along(second, v)).sum(-1) for u, v in zip(*directions, strict=True)]
-    return torch.stack(products, dim=-1)
-
-
-def _along(factor: Tensor, direction: Tensor) -> Tensor:
-    # A transposed factor would be copied.
-    if factor.stride(-1) == 1:
-        return torch.matmul(factor, direction)
-    return torch.matmul(direction.unsqueeze(0), factor.mT).squeeze(-2)
-
-
-def _one_by_one(
-    first: Tensor, second: Tensor, workspace: Workspace, moments: bool, directions: Directions | None,
-    *, turned: bool = False,
-) -> FusedSums:  # fmt: skip
-    a, b = first.shape[2], second.shape[2]
-    total = first.new_empty(a, b)
-    moment = workspace.moment(torch.Size((a, b)), first, turned=turned) if moments else None
-    squares, probes = build_singly(first, second, workspace, moment=moment, total=total, directions=directions)
-    return FusedSums(total, squares, moment, probes)

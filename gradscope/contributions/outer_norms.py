@@ -11,9 +11,9 @@ from gradscope.contributions.contribution import Probe
 from gradscope.contributions.costs import rates
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.gram import Blocks, SharedBlocks, halved, halved_share, halvings, share, strips, triangle
+from gradscope.contributions.one_by_one import LARGE, OneByOne
 from gradscope.contributions.precision import BLOCK, row_squares
-from gradscope.contributions.products import FEW, Reduction, pieces
-from gradscope.contributions.singly import LARGE, build_singly
+from gradscope.contributions.products import FEW, Reduction, pieces, turned
 from gradscope.contributions.workspace import Workspace
 
 GRAM, PRODUCTS = "Gram", "products"
@@ -113,11 +113,15 @@ def by_products(
         directions = None
         if probe is not None:
             directions = (probe.rights, probe.lefts) if transposed else (probe.lefts, probe.rights)
-        moment = workspace.moment(torch.Size(size[1:]), first, turned=transposed) if moments else None
-        squares, probes = build_singly(first[:, 0], second[:, 0], workspace, moment=moment, directions=directions)
-        if moment is not None and transposed:
-            moment = workspace.lend(torch.Size((p, d)), first).copy_(moment.mT)
-        return Figures(squares, probes, None if moment is None else moment.unsqueeze(0), PRODUCTS)
+        built = OneByOne(
+            n, (size[1], size[2]), inputs, summed=False, moments=moments, directions=directions, memory=workspace,
+            turned=transposed,
+        )  # fmt: skip
+        built.take(first[:, 0].mT, second[:, 0], 0, workspace)
+        moment = built.second_moment
+        if moment is not None:
+            moment = (turned(moment, workspace) if transposed else moment).unsqueeze(0)
+        return Figures(built.squares(), built.probes(), moment, PRODUCTS)
     reduction = Reduction(n, size, probe, inputs, moments=moments, transposed=transposed)
     # At least two at once, so that two threads have a product each.
     room = workspace.room(groups * d * p, inputs, 2)

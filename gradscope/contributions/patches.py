@@ -13,7 +13,8 @@ from gradscope.contributions.contribution import Probe
 from gradscope.contributions.convolution_costs import NATIVE, PATCHES
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
-from gradscope.contributions.products import Reduction, pieces
+from gradscope.contributions.patches_one_by_one import are_large, patches_one_by_one
+from gradscope.contributions.products import Reduction, pieces, turned
 from gradscope.contributions.workspace import Workspace
 
 #: A single sample's patches are unfolded whole up to this many times the usual room.
@@ -31,11 +32,17 @@ def by_patches(
         grads: gradient of the output.
         shape: the parameter's.
         geometry: how the kernel walks.
-        probe: random directions, or None.
+        probe: random directions, or None; not seen where gradients are large, since their factors are read faster.
         moments: whether the elementwise second moment is wanted.
         workspace: algorithms and scratch memory.
     """
     workspace, groups = workspace or Workspace(), geometry.groups
+    if are_large(inputs, grads, geometry, workspace):
+        built, probes = patches_one_by_one(
+            inputs, grads, geometry, workspace, summed=False, moments=moments, probe=probe
+        )
+        second = None if built.second_moment is None else turned(built.second_moment, workspace).reshape(shape)
+        return Figures(built.squares(), probes, second, PATCHES)
     positions = tuple(grads.shape[2:])
     patch, out = inputs.shape[1] // groups * prod(geometry.kernel), grads.shape[1] // groups
     transposed = groups == 1 and patch > out

@@ -22,6 +22,16 @@ def pieces(samples: int, room: int) -> int:
     return -(-samples // -(-samples // min(room, samples))) if samples else 1
 
 
+def turned(matrix: Tensor, workspace: Workspace | None = None) -> Tensor:
+    """The transposed matrix in memory of its own, or in memory that is lent.
+
+    Of two dimensions, as torch turns it block by block; with the kernel's dimensions apart it takes up to ten times as long.
+    """
+    if workspace is None:
+        return matrix.mT.contiguous()
+    return workspace.lend(torch.Size(matrix.mT.shape), matrix).copy_(matrix.mT)
+
+
 class Reduction:
     """Figures that are filled in as parts of some samples' gradients exist for a moment.
 
@@ -95,5 +105,5 @@ class Reduction:
         """
         moment = self._moment
         if moment is not None:
-            moment = (moment.mT if self.transposed else moment).reshape(shape).contiguous()
+            moment = (turned(moment[0]) if self.transposed else moment).reshape(shape)
         return Figures(self._squares, None if self._probes is None else self._probes.T, moment, algorithm)

@@ -10,6 +10,7 @@ from torch import Tensor
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import strips, triangle
+from gradscope.contributions.products import pieces
 from gradscope.contributions.shifts import Shifts, grid_of
 from gradscope.contributions.workspace import Workspace
 
@@ -36,7 +37,7 @@ def by_shifted_gram(
     """
     workspace, groups = workspace or Workspace(), geometry.groups
     pixels = prod(grid_of(tuple(inputs.shape[2:]), geometry))
-    room = workspace.room(groups * pixels**2, inputs)
+    room = pieces(inputs.shape[0], workspace.room(groups * pixels**2, inputs))
     squares, lost, probes = [], [], []
     for i in range(0, inputs.shape[0], room):
         shifts = Shifts.of(inputs[i : i + room], grads[i : i + room], geometry)
@@ -55,7 +56,10 @@ def _norms(shifts: Shifts, workspace: Workspace) -> tuple[Tensor, Tensor]:
     def block(low: int, high: int) -> Tensor:
         shape = (many, high - low, high)
         patches = _patch_gram(shifts, low, high, workspace)
-        own = torch.bmm(grads[:, :, low:high].mT, grads[:, :, :high].conj(), out=workspace.buffer("own", shape, grads))
+        # What held the pixels is free again.
+        own = torch.bmm(
+            grads[:, :, low:high].mT, grads[:, :, :high].conj(), out=workspace.buffer("pixels 0", shape, grads)
+        )
         return patches.mul_(own).real if own.is_complex() else patches.mul_(own)
 
     return triangle(block, positions, strips(positions, MOST_STRIPS))

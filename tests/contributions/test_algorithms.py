@@ -12,7 +12,7 @@ from zoo import PROBLEMS, contributions, figures
 from zoo.measured import train_window
 
 import gradscope
-from gradscope.contributions import Convolution, Outer, Probe
+from gradscope.contributions import Convolution, Outer, Probe, one_by_one, patches_one_by_one
 from gradscope.contributions.choice import Choice, Forced, Measured
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import SharedBlocks
@@ -21,8 +21,8 @@ from gradscope.contributions.workspace import Workspace
 #: Relative difference that rounding may make, as for the whole zoo.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 
-ALGORITHMS = ("Gram", "products", "shifted Gram", "patches", "native")
-OUTER, CONVOLUTION = ("Gram", "products"), ("shifted Gram", "patches", "native")
+ALGORITHMS = ("Gram", "products", "shifted Gram", "patches", "native", "Winograd")
+OUTER, CONVOLUTION = ("Gram", "products"), ("shifted Gram", "patches", "native", "Winograd")
 
 NAMES = (
     "Linear, one middle dimension", "Linear, two middle dimensions", "Linear, wide: Gram norms",
@@ -31,6 +31,7 @@ NAMES = (
     "ConvTranspose3d", "tied Linears, middle dimensions", "a weight used at two shapes", "attention", "turned inside",
     "folded into the batch", "LSTM, projected, both directions, from states", "GRU, two layers without biases, from states",
     "RNN, ReLU, both directions, from states", "LSTM, packed", "LSTMCell in a loop",
+    "Conv2d, rows in fours",
 )  # fmt: skip
 
 
@@ -198,9 +199,75 @@ def test_sequences_shorter_than_layers_are_wide_go_by_gram(contribution, expecte
     assert contribution.figures(workspace=Workspace()).algorithm == expected
 
 
-def test_small_maps_of_many_channels_go_by_gram_and_large_ones_by_patches():
-    for size, channels, expected in ((6, 128, "shifted Gram"), (34, 8, "patches")):
+def test_small_maps_of_many_channels_go_by_gram_and_large_ones_by_patches_or_winograd():
+    for size, channels, expected in ((6, 128, "shifted Gram"), (34, 8, "patches"), (34, 64, "Winograd")):
         assert image(size, channels, channels, n=2).figures(workspace=Workspace()).algorithm == expected
+
+
+def rectangle(kernel, positions, dilation=1, n=3, channels=3, out=5):
+    """Positions in whole tiles of four rows, columns of any number."""
+    torch.manual_seed(kernel)
+    width = positions[1] + (kernel - 1) * dilation
+    x = torch.randn(n, channels, positions[0] + 2, width, dtype=torch.float64)
+    grads = torch.randn(n, out, *positions, dtype=torch.float64)
+    return Convolution(
+        x, grads, torch.Size((out, channels, 3, kernel)), Geometry((3, kernel), (1, 1), (1, dilation), 1)
+    )
+
+
+@pytest.mark.parametrize("budget", [None, 4000])
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (2, 3)])
+@pytest.mark.parametrize("positions", [(4, 1), (8, 7), (12, 4)])
+def test_winograds_tiles_give_the_gradients(positions, kernel, dilation, budget):
+    convolution = rectangle(kernel, positions, dilation)
+    in_full = convolution.dense().reshape(3, *convolution.shape)
+    workspace = Workspace(Forced("Winograd"), budget)
+    for _ in range(2):  # again, in memory that has been used
+        found = convolution.figures(moments=True, workspace=workspace)
+        assert budget is not None or found.algorithm == "Winograd"
+        torch.testing.assert_close(found.squares, in_full.flatten(1).square().sum(1), rtol=1e-11, atol=0)
+        torch.testing.assert_close(found.second_moment, in_full.square().sum(0), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_what_winograds_sums_would_drown_is_computed_again_from_patches(moments):
+    """Rows whose output gradient is nearly zero hold inputs that are millions of times larger."""
+    convolution = rectangle(3, (8, 8))
+    inputs, grads = convolution.inputs.float(), convolution.grads.float()
+    inputs[1, :, 5] *= 1e8
+    grads[1, :, 3:6] = 0
+    given = Convolution(inputs, grads, convolution.shape, convolution.geometry)
+    expected = Convolution(inputs.double(), grads.double(), convolution.shape, convolution.geometry).dense()
+    found = given.figures(moments=moments, workspace=Workspace(Forced("Winograd")))
+    torch.testing.assert_close(found.squares, expected.flatten(1).square().sum(1), rtol=1e-4, atol=0)
+    if moments:
+        second = expected.square().sum(0).reshape(convolution.shape)
+        torch.testing.assert_close(found.second_moment.double(), second, rtol=1e-3, atol=1e-6)
+
+
+def test_a_sample_whose_gradient_is_zero_has_no_length():
+    convolution = rectangle(3, (8, 8))
+    convolution.grads[1] = 0
+    for algorithm in CONVOLUTION:
+        assert convolution.figures(workspace=Workspace(Forced(algorithm))).squares[1] == 0
+
+
+@pytest.mark.parametrize("alone", [0, 1 << 30], ids=["one by one", "in batches"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_gradients_are_built_one_by_one_and_are_the_same(monkeypatch, stride, alone):
+    monkeypatch.setattr(patches_one_by_one, "SMALL", 0)
+    monkeypatch.setattr(one_by_one, "ALONE", alone)
+    monkeypatch.setattr(one_by_one, "WIDE", alone)
+    monkeypatch.setattr(one_by_one, "THIN", 8)
+    convolution = image(size=11, n=5, stride=stride)
+    in_full = convolution.dense().reshape(5, *convolution.shape)
+    probe = Probe.draw(in_full[0], torch.Generator().manual_seed(0))
+    for budget in (None, 8 * 1500):
+        found = convolution.figures(probe, moments=True, workspace=Workspace(Forced("patches"), budget))
+        torch.testing.assert_close(found.squares, in_full.flatten(1).square().sum(1), rtol=1e-11, atol=0)
+        torch.testing.assert_close(found.second_moment, in_full.square().sum(0), rtol=1e-11, atol=1e-12)
+        expected = torch.stack([probe.of(one) for one in in_full])
+        torch.testing.assert_close(found.probes, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_second_moments_need_the_gradients_themselves():

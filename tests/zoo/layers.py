@@ -138,6 +138,7 @@ LAYERS = (
     dense("Conv2d, reflect padding", lambda: nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="reflect"), 2, 5, 5),
     dense("Conv1d, replicate padding", lambda: nn.Conv1d(2, 3, 3, padding=2, padding_mode="replicate"), 2, 5),
     dense("Conv3d, circular padding", lambda: nn.Conv3d(1, 2, 2, padding=1, padding_mode="circular"), 1, 3, 3, 3),
+    dense("Conv2d, rows in fours", lambda: between(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, (3, 2), padding=1)), 2, 8, 5),
     dense("Conv2d without bias", lambda: nn.Conv2d(2, 3, 3, bias=False), 2, 5, 5),
     dense("ConvTranspose1d", lambda: between(nn.ConvTranspose1d(2, 3, 3), nn.ConvTranspose1d(3, 2, 2)), 2, 5),
     dense(
