@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from gradscope.closing import Closing
 from gradscope.contributions.precision import squared_norm
 from gradscope.contributions.workspace import Workspace
-from gradscope.coverage import STATUSES, Coverage
-from gradscope.judgement import Judged
+from gradscope.coverage import Coverage
 from gradscope.moments.arrival import Arrival
 from gradscope.moments.leaf import Leaf
-from gradscope.moments.microstep import MicroStep, coarsest
+from gradscope.moments.microstep import MicroStep
 from gradscope.trust import Trust
-from gradscope.verdicts import verdicts
-from gradscope.window import ParameterSums, Window
-from gradscope.window_sums import AdamState, Parts, bring_norms, dense, parameter_sums, shares, weighed_by_adam
-
-#: Of a parameter that is split over ranks.
-NEVER_WHOLE = (
-    "no layer was seen holding all of it: it is split over ranks while its layer runs (tensor parallelism), or not used"
+from gradscope.window_sums import (
+    dense,
 )
-NOT_ITS_TURN = "it was frozen in this window, which is another optimizer's"
 
 
-class OpenWindow:
+class OpenWindow(Closing):
     """The effective minibatch that is being filled.
 
     Args:
@@ -50,44 +43,39 @@ class OpenWindow:
         self.frozen: frozenset[int] | None = None
         self.notices: list[str] = []
         self.trust = Trust()
+        #: Whether what only the newest window keeps is still wanted.
+        self.newest = True
+        self._ways: list[Sequence[Coverage]] = [()]
+        self.places = {leaf.info.name: leaf.index for leaf in leaves}
         self.begin()
 
     def begin(self) -> None:
-        """Forget everything: an optimizer has stepped, or the gradients were cleared."""
+        """Forget everything: the gradients were cleared."""
+        self._forget()
+        for leaf in self.leaves:
+            leaf.version = None
+
+    def _forget(self) -> None:
         self.steps: list[MicroStep] = []
         self.grad_sq: dict[int, Tensor] = {}
         self.grads: dict[int, Tensor] = {}
         self.weighed: dict[int, Tensor] = {}
         self.problems: dict[int, str] = {}
         self.arrived: set[int] = set()
-        for leaf in self.leaves:
-            leaf.version = None
 
     def close_down(self) -> None:
         """Begin anew with fresh probes."""
-        self.begin()
+        self._forget()
         self.notices = []
         for leaf in self.leaves:
             leaf.open_window()
 
-    def weigh(self, adam: Mapping[int, AdamState]) -> None:
-        """Note the elementwise squares as the optimizer weighs them now; its state goes on.
-
-        Args:
-            adam: what the optimizer knows, by parameter index; may be empty.
-        """
-        for index, state in adam.items():
-            if index in self.grads and index not in self.weighed:
-                found = weighed_by_adam(self.grads[index], self.steps, index, state)
-                if found is not None:
-                    self.weighed[index] = found
-
-    def forget_elementwise(self) -> None:
-        """Only the newest window's elementwise figures are kept; the next one's take their memory."""
+    def outdate(self) -> None:
+        """There is a newer one: what only the newest window keeps is wanted no more, and the next one takes its memory."""
         for grad in self.grads.values():
             self.workspace.give_back(grad)
-        self.grads = {}
-        for step in self.steps:
+        self.newest, self.grads = False, {}
+        for step in self.steps if self.moments else ():
             for record in step.measured.values():
                 if record.second_moment is not None:
                     self.workspace.give_back(record.second_moment)
@@ -99,8 +87,9 @@ class OpenWindow:
             for record in step.measured.values() if step.samples > 1 else ():
                 if record.arrival is not None:
                     record.arrival.fresh = None
-        taken = copy.copy(self)
-        taken.frozen = frozenset(leaf.index for leaf in self.leaves if not leaf.parameter.requires_grad)
+        taken: OpenWindow = object.__new__(OpenWindow)
+        taken.__dict__.update(self.__dict__)
+        taken.frozen = self._frozen()
         return taken
 
     @property
@@ -188,72 +177,3 @@ class OpenWindow:
                 "a hook of your own on this parameter changes its gradient before it is stored (a mask?), so that .grad is "
                 "not the sum of what the samples added"
             )
-
-    # -- closing ------------------------------------------------------------------------------------------------------
-
-    def close(self, index: int, *, scale: float, adam: Mapping[int, AdamState]) -> Window:
-        """The window, from all that was added.
-
-        Args:
-            index: its number.
-            scale: what the loss was multiplied with (GradScaler); divided out of every figure.
-            adam: what the optimizer knows, by parameter index; may be empty.
-        """
-        for step in self.steps:
-            step.settle()
-        self.weigh(adam)
-        share, v2, ids = shares(self.steps)
-        judged, grad_sq = verdicts(self.steps, self.grad_sq)
-        bring_norms(self.steps)
-        guarded = {i for step in self.steps for i, record in step.measured.items() if record.built is not None}
-        self.trust.remember(index, judged, guarded)
-        coverage: dict[str, Coverage] = {}
-        sums: dict[str, ParameterSums] = {}
-        for leaf in self.leaves:
-            found = self._cover(leaf, judged.get(leaf.index))
-            coverage[leaf.info.name] = found
-            leaf.mismatched = found.status == "mismatch"
-            i = leaf.index
-            if found.measured and i in grad_sq:
-                parts = Parts(i, self.steps, judged[i], grad_sq[i], self.grads.get(i), scale, v2)
-                by_sample = found.status in ("exact", "second pass")
-                sums[leaf.info.name] = parameter_sums(parts, by_sample=by_sample, weighed=self.weighed.get(i))
-        return Window(
-            index=index,
-            samples=share.numel(),
-            micro_steps=len(self.steps),
-            weight_sq_sum=v2,
-            parameters=sums,
-            coverage=coverage,
-            weights=share,
-            ids=ids,
-            held_bytes=max((step.peak_bytes for step in self.steps), default=0),
-            notices=tuple(dict.fromkeys([*self.notices, *(n for step in self.steps for n in step.notices)])),
-        )
-
-    def _cover(self, leaf: Leaf, parts: list[Judged | None] | None) -> Coverage:
-        if leaf.ignored:
-            return Coverage("not measured", reason=leaf.ignored)
-        if leaf.index in self.frozen if self.frozen is not None else not leaf.parameter.requires_grad:
-            return Coverage("no gradient", reason=NOT_ITS_TURN) if leaf.in_turn else Coverage("frozen")
-        if leaf.index not in self.arrived:
-            unseen = leaf.sharded and leaf.live is leaf.parameter
-            return Coverage("not measured", reason=NEVER_WHOLE) if unseen else Coverage("no gradient")
-        if leaf.index in self.problems:
-            return Coverage("not measured", reason=self.problems[leaf.index])
-        known = [part.coverage for part in parts or () if part is not None]
-        if not known:
-            return Coverage("not measured", reason="its gradient came without a forward that was seen")
-        worst = known[0] if len(known) == 1 else max(known, key=lambda one: STATUSES.index(one.status))
-        if worst.measured and worst.status != "estimated" and leaf.index in self.trust.distrusted:
-            return Coverage("mismatch", worst.rule, self.trust.distrusted[leaf.index], worst.error)
-        errors = [one.error for one in known if one.error == one.error]
-        if errors and (worst.measured or not any(part.by_guard for part in parts or () if part is not None)):
-            dtype = coarsest(*{step.measured[leaf.index].dtype for step in self.steps if leaf.index in step.measured})
-            text = self.trust.lasting(leaf.index, errors, dtype)
-            if text and worst.measured:
-                return Coverage("mismatch", worst.rule, text, max(errors))
-        if len(known) == 1:
-            return worst
-        reason = next((one.reason for one in known if one.status == worst.status and one.reason), worst.reason)
-        return Coverage(worst.status, worst.rule, reason, max(errors, default=worst.error))

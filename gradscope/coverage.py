@@ -13,7 +13,6 @@ STATUSES: tuple[Status, ...] = (
     "exact", "second pass", "estimated", "frozen", "no gradient", "not measured", "mismatch"
 )  # fmt: skip
 
-
 #: Why the other parameters have no figures where the user asked for the prediction from normalisation layers.
 NORMALIZATION_ONLY = "only normalisation layers were asked for"
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
+from gradscope.accumulator import OpenWindow
+from gradscope.columns import SumColumns
 from gradscope.report import Report
 from gradscope.summary import summarise
+from gradscope.verdicts import Verdicts, verdicts
 from gradscope.window import ParameterInfo, ParameterSums, Window
 
 #: Windows that may wait until somebody looks at their figures, and what they may hold together.
@@ -20,15 +24,15 @@ class Waiting(NamedTuple):
     """A window whose figures have not been asked for.
 
     Attributes:
-        close: computes them.
-        outdate: forgets what only the newest window keeps.
+        ended: what was filled.
+        close: computes them, given the verdicts.
         own: seconds that it has cost so far.
         others: seconds that the user's own step took.
         nbytes: held meanwhile, elementwise figures aside.
     """
 
-    close: Callable[[], Window]
-    outdate: Callable[[], None]
+    ended: OpenWindow
+    close: Callable[..., Window]
     own: float
     others: float
     nbytes: int
@@ -48,6 +52,7 @@ class History:
     def __init__(self, keep: int) -> None:
         self._windows: deque[Window] = deque(maxlen=keep)
         self._waiting: list[Waiting] = []
+        self._held = 0
         self.index = 0
         self.measured = 0
         self._overheads: deque[float] = deque(maxlen=keep)
@@ -71,27 +76,34 @@ class History:
         self.measured += 1
         self._outdate()
         self._waiting.append(window)
-        if len(self._waiting) >= MOST_WAITING or sum(one.nbytes for one in self._waiting) > MOST_BYTES:
+        self._held += window.nbytes
+        if len(self._waiting) >= MOST_WAITING or self._held > MOST_BYTES:
             self._settle()
 
     def _outdate(self) -> None:
         if self._waiting:
-            self._waiting[-1].outdate()
+            self._waiting[-1].ended.outdate()
 
     def _settle(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            began = time.perf_counter()
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._held = self._waiting, [], 0
+        began = time.perf_counter()
+        found: list[Verdicts | None] = [None] * len(waiting)
+        with suppress(Exception):  # what fails for all of them is tried, and said, for each alone
+            found = [*verdicts([one.ended for one in waiting])]
+        closed: list[tuple[Window, Waiting]] = []
+        for one, verdict in zip(waiting, found, strict=True):
             try:
-                window = one.close()
+                closed.append((one.close(found=verdict), one))
             except Exception as error:  # the user's training must go on whatever fails here
                 self.warn(f"gradscope failed: {type(error).__name__}: {str(error)[:300]}")
-                continue
-            own = one.own + time.perf_counter() - began
-            self._append(window, own / max(one.others, 1e-9))
+        each = (time.perf_counter() - began) / len(waiting)
+        for window, one in closed:
+            self._append(window, (one.own + each) / max(one.others, 1e-9))
 
     def _append(self, window: Window, overhead: float) -> None:
-        if self._windows:
+        if self._windows and self._windows[-1].weights is not None:
             self._windows[-1] = without_tensors(self._windows[-1])
         self._windows.append(window)
         self._overheads.append(overhead)
@@ -102,7 +114,7 @@ class History:
 
     def resume(self, windows: Sequence[Window], index: int, measured: int) -> None:
         """Go on where another run stopped."""
-        self._waiting.clear()
+        self._waiting, self._held = [], 0
         self._windows.clear()
         self._windows.extend(windows)
         self.index, self.measured = index, measured
@@ -117,8 +129,13 @@ class History:
 
 def without_tensors(window: Window) -> Window:
     """The window without what only the newest one keeps."""
-    bare = {
-        name: ParameterSums(sums.grad_sq_norm, sums.contribution_sq_sum, preconditioned=sums.preconditioned)
-        for name, sums in window.parameters.items()
-    }
+    own = window.parameters
+    bare = (
+        own.bare()
+        if isinstance(own, SumColumns)
+        else {
+            name: ParameterSums(sums.grad_sq_norm, sums.contribution_sq_sum, preconditioned=sums.preconditioned)
+            for name, sums in window.parameters.items()
+        }
+    )
     return replace(window, parameters=bare, weights=None)

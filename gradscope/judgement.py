@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite, sqrt
-from typing import NamedTuple
+from math import inf, isfinite, nan, sqrt
 
 import torch
-from torch import Tensor
 
 from gradscope.coverage import Coverage, Status
-from gradscope.moments.arrival import Arrival
+from gradscope.evidence import Numbers
 from gradscope.moments.microstep import Measured, MicroStep
 from gradscope.statistics.random_signs import signed_contribution_sq_sum
 
@@ -35,123 +33,11 @@ SIGNED_NOISE = {torch.float64: 10.0, torch.float32: 10.0, torch.float16: 0.5, to
 #: size, which costs them three digits.
 SQUARE_TOLERANCE = 1e-2
 
-_NAN = float("nan")
-
-
-class Numbers(NamedTuple):
-    """One micro-step's figures of one parameter, brought to the host.
-
-    Attributes:
-        difference: root mean square over probes of ``⟨Σhᵢ - fresh, R⟩``; estimates ``‖Σhᵢ - fresh‖``.
-        fresh_sq: ``‖fresh‖²``.
-        own_sq: ``Σ‖hᵢ‖²``.
-        typical: ``Σ‖hᵢ‖/√n``, the size that a sum of independent contributions has.
-        signed_difference: the same as ``difference`` for ``Σ rᵢhᵢ``.
-        signed_typical: ``√(Σ rᵢ²‖hᵢ‖²)``.
-        signed_sq: ``‖Σ rᵢhᵢ‖²``.
-        squared: ``‖hᵢ‖²`` of the one sample that was built in full, as its contribution gave it.
-        built: the same from the built gradient.
-    """
-
-    difference: float
-    fresh_sq: float
-    own_sq: float
-    typical: float
-    signed_difference: float = _NAN
-    signed_typical: float = _NAN
-    signed_sq: float = _NAN
-    squared: float = _NAN
-    built: float = _NAN
-
-
 #: How far single directions scatter about the mean over many: the square of a product of two normal numbers has heavy tails.
 SCATTER = 1.75
 
 #: Along how many random directions a guard window compares.
 DIRECTIONS = 2
-
-FIELDS = len(Numbers._fields)
-
-#: Fields of an ordinary window: difference, ``‖fresh‖²``, ``Σ‖hᵢ‖²``, ``Σ‖hᵢ‖``.
-PLAIN = 4
-
-
-def device_numbers(records: Sequence[Measured], step: MicroStep) -> Tensor:
-    """The first fields of ``Numbers``, a row for each record, float64 and still on the device; NaN where there is nothing.
-
-    Computed for all parameters of a micro-step at once: one parameter's numbers are so few that each operator on them would
-    cost more than it does.
-
-    Args:
-        records: those that autograd gave something.
-        step: the micro-step.
-    """
-    arrivals = [record.arrival for record in records if record.arrival is not None]
-    unguarded = step.spot is None and step.signs is None and step.chosen is None
-    kinds = [_kind(record) for record in records]
-    if unguarded and len(records) == len(arrivals) and set(kinds) <= {(False, 1)}:
-        return _compare_all(records, arrivals)
-    table = arrivals[0].squared_norm.new_full((len(records), FIELDS), float("nan"))
-    table[:, 1] = torch.stack([arrival.squared_norm for arrival in arrivals])
-    for k, record in enumerate(records):
-        if record.signed_sum is not None:
-            table[k, 6] = record.signed_sum
-        if record.built is not None and record.norms is not None and step.spot is not None:
-            table[k, 7], table[k, 8] = record.norms[step.spot], record.built
-    for kind in dict.fromkeys(kinds):
-        if kind is not None:
-            rows = [k for k, other in enumerate(kinds) if other == kind]
-            _compare([records[k] for k in rows], step, table, torch.tensor(rows, device=table.device))
-    return table
-
-
-def _compare_all(records: Sequence[Measured], arrivals: Sequence[Arrival]) -> Tensor:
-    """An ordinary window, all of whose parameters have contributions: ``PLAIN`` fields, in as few operators as there can be."""
-    norms = torch.stack([record.norms for record in records if record.norms is not None])
-    probes = torch.stack([record.probes for record in records if record.probes is not None])
-    off = probes.sum(1, dtype=torch.float64) - torch.stack([arrival.probe for arrival in arrivals])
-    if off.shape[1] > 1:
-        off = off.square().mean(1, keepdim=True).sqrt()
-    fresh_sq = torch.stack([arrival.squared_norm for arrival in arrivals])
-    return torch.cat([off, fresh_sq[:, None], norms.sum(1, keepdim=True), norms.sqrt().sum(1, keepdim=True)], dim=1)
-
-
-def read(row: Sequence[float], samples: int) -> Numbers:
-    """One row of ``device_numbers``, on the host."""
-    if len(row) > PLAIN:
-        return Numbers(*row)
-    off, fresh_sq, own_sq, lengths = row
-    return Numbers(abs(off), fresh_sq, own_sq, lengths / sqrt(samples))
-
-
-def _kind(record: Measured) -> tuple[bool, int] | None:
-    """What is compared together: complex or not, and along how many directions (parameters that failed look along all)."""
-    if record.norms is None or record.probes is None:
-        return None
-    return record.probes.is_complex(), record.probes.shape[1]
-
-
-def _compare(records: Sequence[Measured], step: MicroStep, table: Tensor, rows: Tensor) -> None:
-    norms = torch.stack([record.norms for record in records if record.norms is not None])
-    probes = torch.stack([record.probes for record in records if record.probes is not None])
-    fresh = torch.stack([record.arrival.probe for record in records if record.arrival is not None])
-    chosen = norms if step.chosen is None else norms[:, step.chosen.to(norms.device)]
-    scale = step.samples / chosen.shape[1]
-    table[rows, 0] = _root_mean_square(probes.sum(1) - fresh)
-    table[rows, 2] = chosen.sum(1) * scale
-    table[rows, 3] = chosen.sqrt().nanmean(1) * step.samples**0.5
-    if step.signs is None or all(record.signed_probe is None for record in records):
-        return
-    signs = step.signs.to(probes.device)
-    nothing = torch.full_like(fresh[0], float("nan"))
-    signed = torch.stack([nothing if r.signed_probe is None else r.signed_probe for r in records])
-    table[rows, 4] = _root_mean_square(torch.einsum("n,pnk->pk", signs.to(probes.dtype), probes) - signed)
-    table[rows, 5] = (signs.square() * norms).nanmean(1).mul(step.samples).sqrt()
-
-
-def _root_mean_square(difference: Tensor) -> Tensor:
-    squares = difference.abs().square() if difference.is_complex() else difference.square()
-    return squares.mean(1).sqrt().double()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +104,51 @@ def _judge_exact(record: Measured, numbers: Numbers, model: float, coarsest: tor
     fault = guarded and (_wrong_samples(numbers, model, coarsest) or _wrong_square(numbers))
     if fault:
         return Judged(Coverage("mismatch", record.rule, fault, error), float("nan"), by_guard=True)
-    reason = "which rows belong to which sample was assumed, not measured" if record.assumed else ""
-    return Judged(Coverage(_status(record), record.rule, reason, error), numbers.own_sq)
+    right = way(record.rule, record.second_pass, record.assumed)
+    return Judged(Coverage(right.status, right.rule, right.reason, error), numbers.own_sq)
+
+
+def explained(
+    rows: Sequence[Sequence[float]], samples: int, dtypes: Sequence[torch.dtype]
+) -> tuple[list[float], list[bool], list[float]]:
+    """What ``judge`` finds right beyond doubt in an ordinary micro-step, for all of its parameters at once.
+
+    Args:
+        rows: ``PLAIN`` numbers each, as ``compare_all`` gives them.
+        samples: of the micro-step.
+        dtypes: per row, the record's.
+
+    Returns:
+        Per row: the relative difference; whether it, alone, is one that rounding explains, so that the verdict is "exact" by the
+        record's rule; and the square of the largest such difference.
+    """
+    root, errors, right, bounds = sqrt(samples), [], [], []
+    total = sum(row[1] for row in rows)
+    model = sqrt(total) if total >= 0 else nan
+    for (off, fresh_sq, own_sq, lengths), dtype in zip(rows, dtypes, strict=True):
+        tolerance, noise = _beyond_doubt(dtype)
+        # What is not finite is not right, whatever comes of it here.
+        finite = fresh_sq + own_sq < inf
+        size = max(sqrt(fresh_sq), lengths / root, noise * model) if finite else nan
+        error = abs(off) / size if size else nan
+        errors.append(error)
+        right.append(error <= tolerance)
+        bounds.append(tolerance * tolerance)
+    return errors, right, bounds
+
+
+@lru_cache
+def _beyond_doubt(dtype: torch.dtype) -> tuple[float, float]:
+    """The largest difference that even many windows explain, and which share of the model's gradient is nothing."""
+    limit, noise = _limits(dtype, 1)
+    return TOLERANCE.get(dtype, 1e-2), noise / limit
+
+
+@lru_cache
+def way(rule: str, second_pass: bool, assumed: bool) -> Coverage:
+    """How a parameter is covered whose contributions add up; the error is left open."""
+    reason = "which rows belong to which sample was assumed, not measured" if assumed else ""
+    return Coverage("second pass" if second_pass else "exact", rule, reason)
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from gradscope.accumulator import OpenWindow
 from gradscope.annotation import Annotation
 from gradscope.capture.backward import Backward
 from gradscope.capture.compiled import COMPILED, compiler_was_used, forget_graphs
-from gradscope.capture.model import find_ignored, find_parameters, find_plans, signature
+from gradscope.capture.model import Structure, find_ignored, find_parameters, find_plans, signature
 from gradscope.capture.normalization import normalization_leaves
 from gradscope.capture.optimizers import StepWatch, check_optimizers, scale_of, scaler_on_the_stack
 from gradscope.capture.options import Options
@@ -88,7 +88,7 @@ class Session:
             leaf.ignored = PARTS_ONLY if leaf.sharded and self.options.capture is False else leaf.ignored
             leaf.ignored = IGNORED if leaf.info.name in self.ignored else leaf.ignored
         self.parameters = [leaf.info for leaf in leaves]
-        self._signature = signature(self.model)
+        self._signature, self._structure = signature(self.model), Structure(self.model)
         self.recorder: Recorder | IncrementRecorder
         if self.options.capture is False:
             self.recorder = IncrementRecorder(self.model, leaves, self.options, self._take, self._begin_forward)
@@ -168,11 +168,12 @@ class Session:
         self._safely(lambda: self._stepped_by(optimizer))
 
     def _stepped_by(self, optimizer: Optimizer) -> None:
-        owners = self._watch.owners(self.recorder.leaves)
-        self._stepped.add(self._watch.optimizers.index(optimizer))
-        needed = {owners[index] for index in self.opened.arrived if index in owners}
-        if not self.measuring or needed <= self._stepped:
-            self.close_window(scaler_on_the_stack())
+        if len(self._watch.optimizers) > 1 and self.measuring:
+            owners = self._watch.owners(self.recorder.leaves)
+            self._stepped.add(self._watch.optimizers.index(optimizer))
+            if not {owners[index] for index in self.opened.arrived if index in owners} <= self._stepped:
+                return
+        self.close_window(scaler_on_the_stack())
 
     def _begin_forward(self) -> None:
         """Some optimizers have stepped, and the next forward begins: the others will not step for this window any more."""
@@ -238,9 +239,7 @@ class Session:
             taken = self.opened.taken()
             close = partial(taken.close, index, scale=scale, adam={})
             own += time.perf_counter() - now
-            self.history.postpone(
-                Waiting(close, taken.forget_elementwise, own, max(now - self._started - own, 0.0), taken.nbytes)
-            )
+            self.history.postpone(Waiting(taken, close, own, max(now - self._started - own, 0.0), taken.nbytes))
         else:
             self.history.add(window, overhead)
         for write in self.outlets.writes(window, overhead, lambda: self.history.report(self.parameters)):
@@ -262,10 +261,12 @@ class Session:
 
     def _refresh(self) -> None:
         """Look again: parameters may have been added, replaced, frozen or unfrozen."""
-        # What fully_shard has gathered and not let go of is no other parameter.
-        known = {id(leaf.live): id(leaf.parameter) for leaf in self.recorder.leaves}
         # What is frozen or unfrozen keeps its place in the recorder.
         fixed = isinstance(self.recorder, Recorder)
+        if fixed and self._structure.unchanged:
+            return
+        # What fully_shard has gathered and not let go of is no other parameter.
+        known = {id(leaf.live): id(leaf.parameter) for leaf in self.recorder.leaves}
         found = tuple((known.get(key, key), fixed or wanted) for key, wanted in signature(self.model))
         if found != tuple((key, fixed or wanted) for key, wanted in self._signature):
             self._rebuild()

@@ -13,6 +13,31 @@ from gradscope.judgement import Judged, allowed, differs
 MEMORY = 128
 
 
+class Past:
+    """One parameter's squared differences.
+
+    Attributes:
+        squares: of the last windows.
+        total: their sum, kept up to date.
+        window: the last of them.
+    """
+
+    __slots__ = ("squares", "total", "window")
+
+    def __init__(self) -> None:
+        self.squares: deque[float] = deque()
+        self.total = 0.0
+        self.window = -1
+
+    def add(self, window: int, square: float) -> None:
+        """One window more."""
+        if len(self.squares) == MEMORY:
+            self.total -= self.squares.popleft()
+        self.squares.append(square)
+        self.total = max(self.total + square, 0.0)
+        self.window = window
+
+
 class Trust:
     """Which parameters' figures are not believed, and why.
 
@@ -24,11 +49,8 @@ class Trust:
     def __init__(self) -> None:
         self.distrusted: dict[int, str] = {}
         self.suspects: set[int] = set()
-        self._differences: dict[int, deque[float]] = {}
-        #: Their sums, kept up to date.
-        self._sums: dict[int, float] = {}
+        self._past: dict[int, Past] = {}
         self._window = 0
-        self._noted: dict[int, int] = {}
 
     def remember(self, window: int, judged: Mapping[int, Sequence[Judged | None]], guarded: set[int]) -> None:
         """Note a window: a fault that only a guard sees holds until a guard finds the parameter right.
@@ -55,20 +77,37 @@ class Trust:
             errors: relative differences in this window's micro-steps.
             dtype: the coarsest that went into them.
         """
-        squares = self._differences.get(index)
-        if squares is None:
-            squares = self._differences[index] = deque()
-            self._sums[index] = 0.0
-        total = self._sums[index]
-        if self._noted.get(index) == self._window and squares:
+        past = self._past.get(index)
+        if past is None:
+            past = self._past[index] = Past()
+        if past.window == self._window and past.squares:
             # A window that was looked at before it ended is looked at again.
-            total -= squares.pop()
-        elif len(squares) == MEMORY:
-            total -= squares.popleft()
-        self._noted[index] = self._window
+            past.total -= past.squares.pop()
         # A large difference shows at once; once it is gone it must not be remembered for long.
         most = (2 * allowed(dtype, 1)) ** 2
-        squares.append(sum(min(error * error, most) for error in errors) / len(errors))
-        self._sums[index] = total = max(total + squares[-1], 0.0)
-        error, limit = (total / len(squares)) ** 0.5, allowed(dtype, len(squares))
-        return "" if error <= limit else f"{differs(error, limit)}, on average over {len(squares)} windows"
+        past.add(self._window, sum(min(error * error, most) for error in errors) / len(errors))
+        count = len(past.squares)
+        error, limit = (past.total / count) ** 0.5, allowed(dtype, count)
+        return "" if error <= limit else f"{differs(error, limit)}, on average over {count} windows"
+
+    def explained(self, indices: Sequence[int], squares: Sequence[float], bounds: Sequence[float]) -> set[int]:
+        """Note differences each of which rounding explains, and so does their average.
+
+        Args:
+            indices: the parameters.
+            squares: of this window's relative differences.
+            bounds: what those are bounded by, and rounding's share in an average of any number.
+
+        Returns:
+            Parameters of which that is not certain; theirs are not noted.
+        """
+        window, doubtful = self._window, set()
+        for index, square, bound in zip(indices, squares, bounds, strict=True):
+            past = self._past.get(index)
+            if past is None:
+                past = self._past[index] = Past()
+            if index in self.distrusted or past.window == window or past.total > bound * len(past.squares):
+                doubtful.add(index)
+            else:
+                past.add(window, square)
+        return doubtful

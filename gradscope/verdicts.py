@@ -1,44 +1,167 @@
-"""What is thought of every parameter's figures in every micro-step of a window."""
+"""What is thought of every parameter's figures, of many ended windows at once, since each operator counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscope.judgement import Judged, device_numbers, judge, read
-from gradscope.moments.microstep import MicroStep, coarsest
+from gradscope.evidence import (
+    alike,
+    compare_all,
+    compare_sketches,
+    device_numbers,
+    is_plain,
+    is_sketched,
+    read_sketches,
+    sketch_places,
+)
+from gradscope.judgement import Judged, explained, way
+from gradscope.moments.microstep import Measured, MicroStep, settle_all
+from gradscope.pieces import Piece, Right, common
+
+_Floats = NDArray[np.float64]
 
 
-def verdicts(
-    steps: Sequence[MicroStep], grad_sq: Mapping[int, Tensor]
-) -> tuple[dict[int, list[Judged | None]], dict[int, float]]:
-    """Verdicts by parameter index, one per micro-step and None where nothing reached it; and ``‖ḡ‖²`` on the host.
+class Ended(Protocol):
+    """A window that has ended: its micro-steps, ``‖ḡ‖²`` by parameter index, and whether there is no newer one."""
 
-    Args:
-        steps: the window's micro-steps.
-        grad_sq: ``‖ḡ‖²`` by parameter index, on its device.
+    @property
+    def steps(self) -> list[MicroStep]: ...  # noqa: D102
+
+    @property
+    def grad_sq(self) -> dict[int, Tensor]: ...  # noqa: D102
+
+    @property
+    def newest(self) -> bool: ...  # noqa: D102
+
+
+class Verdicts:
+    """One window's.
+
+    Attributes:
+        grad_sq: ``‖ḡ‖²`` by parameter index, on the host.
+        right: parameters that need no closer look.
     """
-    present = [[i for i, m in step.measured.items() if m.arrival is not None] for step in steps]
+
+    __slots__ = ("_judged", "_pieces", "grad_sq", "right")
+
+    def __init__(self, pieces: Sequence[Piece], grad_sq: Mapping[int, float]) -> None:
+        self._pieces = pieces
+        self._judged: dict[int, list[Judged | None]] = {}
+        self.grad_sq = grad_sq
+        self.right = common(pieces)
+
+    def of(self, index: int) -> Sequence[Judged | None]:
+        """The verdicts on one parameter, one per micro-step and None where nothing reached it."""
+        found = self._judged.get(index)
+        if found is None:
+            found = self._judged[index] = [piece.judge(index) for piece in self._pieces]
+        return found
+
+    @property
+    def guarded(self) -> set[int]:
+        """Parameters whose attribution was looked at."""
+        pieces = [piece for piece in self._pieces if piece.step.spot is not None]
+        return {i for piece in pieces for i, record in piece.step.measured.items() if record.built is not None}
+
+    @property
+    def signed(self) -> bool:
+        """Whether any of the micro-steps had an inner backward, or a sample built in full."""
+        return any(piece.step.spot is not None or piece.step.signs is not None for piece in self._pieces)
+
+
+def verdicts(windows: Sequence[Ended]) -> list[Verdicts]:
+    """The verdicts on each window."""
+    pieces = [[Piece(step, window.newest) for step in window.steps] for window in windows]
+    _fill([piece for own in pieces for piece in own if piece.indices])
+    found: list[dict[int, float]] = []
+    apart: list[tuple[dict[int, float], dict[int, Tensor]]] = []
+    for own, window in zip(pieces, windows, strict=True):
+        if len(own) == 1 and own[0].holds(window.grad_sq):
+            found.append({i: row[1] for i, row in zip(own[0].indices, own[0].rows, strict=True)})
+        else:
+            found.append({})
+            apart.append((found[-1], window.grad_sq))
+    values = [value for _, grad_sq in apart for value in grad_sq.values()]
+    squares = iter(_on_host([torch.stack(values).double()])[0].tolist() if values else ())
+    for known, grad_sq in apart:
+        known.update(zip(grad_sq, squares, strict=False))
+    return [Verdicts(own, grad_sq) for own, grad_sq in zip(pieces, found, strict=True)]
+
+
+def _fill(pieces: Sequence[Piece]) -> None:
+    """The numbers of each micro-step: ordinary ones of equally many samples together."""
+    sketched: dict[object, list[Piece]] = {}
+    others: list[Piece] = []
+    for piece in pieces:
+        if is_sketched(piece.step, piece.records):
+            sketch = piece.step.sketches[0][0]
+            sketched.setdefault((alike(piece.step), sketch.inputs.dtype, sketch.inputs.device), []).append(piece)
+        else:
+            others.append(piece)
+    settle_all([piece.step for piece in others])
+    plain: dict[object, list[Piece]] = {}
+    single: list[Piece] = []
+    for piece in others:
+        first = piece.records[0].norms
+        if first is not None and is_plain(piece.step, piece.records):
+            plain.setdefault((alike(piece.step), first.device), []).append(piece)
+        else:
+            single.append(piece)
+    _of_sketches(sketched.values())
     tables = [
-        device_numbers([step.measured[i] for i in indices], step) for step, indices in zip(steps, present, strict=True)
+        compare_all(_records(own), [piece.step.chosen for piece in own for _ in piece.records])
+        for own in plain.values()
     ]
-    if not tables:
-        return {}, {}
-    # One transfer for the whole window.
-    whole = [torch.stack(list(grad_sq.values())).to(tables[0].device, torch.float64)] if grad_sq else []
-    found = torch.cat([*(table.reshape(-1) for table in tables), *whole]).tolist()
-    on_host = dict(zip(grad_sq, found[len(found) - len(grad_sq) :], strict=True))
-    judged: dict[int, list[Judged | None]] = {i: [None] * len(steps) for indices in present for i in indices}
+    tables += [device_numbers(piece.records, piece.step) for piece in single]
+    found = _on_host(tables)
+    for own, rows in zip(plain.values(), found, strict=False):
+        _share_out(own, rows.tolist())
+    for piece, rows in zip(single, found[len(plain) :], strict=True):
+        piece.rows = rows.tolist()
+
+
+def _of_sketches(groups: Iterable[Sequence[Piece]]) -> None:
+    for own in groups:
+        steps, records = [piece.step for piece in own], _records(own)
+        places = sketch_places(steps, records)
+        found = compare_sketches(steps, records, [piece.step for piece in own if piece.newest])
+        _share_out(own, read_sketches(found.tolist(), places))
+
+
+def _records(pieces: Sequence[Piece]) -> list[Measured]:
+    return [record for piece in pieces for record in piece.records]
+
+
+def _share_out(pieces: Sequence[Piece], rows: Sequence[Sequence[float]]) -> None:
+    """To each micro-step its rows, and what they say."""
     start = 0
-    for k, (step, indices, table) in enumerate(zip(steps, present, tables, strict=True)):
-        width = table.shape[1]
-        starts = range(start, start + table.numel(), width)
-        numbers = {i: read(found[at : at + width], step.samples) for i, at in zip(indices, starts, strict=True)}
-        start += table.numel()
-        model_sq = sum(one.fresh_sq for one in numbers.values())
-        lowest = coarsest(*{step.measured[i].dtype for i in indices})
-        for i, one in numbers.items():
-            judged[i][k] = judge(step.measured[i], one, step, model_sq, lowest)
-    return judged, on_host
+    for piece in pieces:
+        end = start + len(piece.indices)
+        own, records = rows[start:end], piece.records
+        errors, kept, bounds = explained(own, piece.step.samples, [record.dtype for record in records])
+        ways = [way(record.rule, record.second_pass, record.assumed) for record in records]
+        squares = [error * error for error in errors]
+        piece.rows, start = own, end
+        piece.right = Right(piece.indices, ways, errors, squares, bounds, [row[2] for row in own]), kept
+
+
+def _on_host(tables: Sequence[Tensor]) -> list[_Floats]:
+    """By one transfer for each device."""
+    found: list[_Floats] = [np.empty(0)] * len(tables)
+    places: dict[torch.device, list[int]] = {}
+    for k, table in enumerate(tables):
+        if table.is_cpu:
+            found[k] = table.numpy()
+        else:
+            places.setdefault(table.device, []).append(k)
+    for own in places.values():
+        flat = torch.cat([tables[k].reshape(-1) for k in own]).cpu()
+        for k, part in zip(own, flat.split([tables[k].numel() for k in own]), strict=True):
+            found[k] = part.reshape(tables[k].shape).numpy()
+    return found

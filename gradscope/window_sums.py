@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradscope.judgement import Judged
+from gradscope.columns import SumColumns
 from gradscope.moments.microstep import MicroStep
 from gradscope.statistics.elementwise import elementwise_moments
 from gradscope.statistics.preconditioned import adam_preconditioner, sums_of_weighed, weighed_squares
@@ -32,8 +32,8 @@ class Parts:
     Attributes:
         index: the parameter.
         steps: the window's micro-steps.
-        judged: their verdicts on it; None where nothing reached it.
-        grad_sq: ``‖ḡ‖²``, times ``scale²``.
+        own_sq: ``Σ‖hᵢ‖²``, times ``scale²``.
+        grad_sq: ``‖ḡ‖²``, likewise.
         grad: ``ḡ`` times ``scale``; None without ``moments=True``.
         scale: what the loss was multiplied with.
         weight_sq_sum: ``V₂``.
@@ -41,7 +41,7 @@ class Parts:
 
     index: int
     steps: Sequence[MicroStep]
-    judged: Sequence[Judged | None]
+    own_sq: float
     grad_sq: float
     grad: Tensor | None
     scale: float
@@ -84,7 +84,6 @@ def parameter_sums(parts: Parts, *, by_sample: bool, weighed: Tensor | None) -> 
         weighed: elementwise squares as the optimizer weighs them, if it is Adam-like.
     """
     square = parts.scale * parts.scale
-    own_sq = sum(part.own_sq for part in parts.judged if part is not None) / square
     norms = _sample_norms(parts) if by_sample else None
     if norms is not None and square != 1.0:
         norms = norms / square
@@ -92,9 +91,39 @@ def parameter_sums(parts: Parts, *, by_sample: bool, weighed: Tensor | None) -> 
     if parts.grad is not None and norms is not None:
         variance, signal = _elementwise(parts, parts.grad)
     if weighed is not None and norms is not None:
-        samples = sum(step.samples for step in parts.steps)
-        preconditioned = sums_of_weighed((weighed / square).tolist(), parts.weight_sq_sum, samples)
-    return ParameterSums(parts.grad_sq / square, own_sq, norms, variance, signal, preconditioned)
+        preconditioned = preconditioned_sums(parts, weighed)
+    return ParameterSums(parts.grad_sq / square, parts.own_sq / square, norms, variance, signal, preconditioned)
+
+
+def sum_columns(
+    places: Mapping[str, int],
+    shown: Sequence[bool],
+    grad_sq: Sequence[float],
+    own_sq: Sequence[float],
+    full: Mapping[str, ParameterSums],
+    scale: float,
+) -> SumColumns:
+    """A window's sums, with the loss's scale divided out.
+
+    Args:
+        places: where each parameter stands in the columns.
+        shown: which of them have sums.
+        grad_sq: ``‖ḡ‖²``, times ``scale²``.
+        own_sq: ``Σ‖hᵢ‖²``, likewise.
+        full: the records of those that have more than these.
+        scale: what the loss was multiplied with.
+    """
+    square = scale * scale
+    if square != 1.0:
+        grad_sq, own_sq = [total / square for total in grad_sq], [own / square for own in own_sq]
+    pairs = {name: one.preconditioned for name, one in full.items() if one.preconditioned is not None}
+    return SumColumns(places, shown, grad_sq, own_sq, pairs, full)
+
+
+def preconditioned_sums(parts: Parts, weighed: Tensor) -> tuple[float, float]:
+    """``(tr(PΣ), GᵀPG)``, from elementwise squares as the optimizer weighs them."""
+    samples = sum(step.samples for step in parts.steps)
+    return sums_of_weighed((weighed / (parts.scale * parts.scale)).tolist(), parts.weight_sq_sum, samples)
 
 
 def bring_norms(steps: Sequence[MicroStep]) -> None:
@@ -109,9 +138,9 @@ def bring_norms(steps: Sequence[MicroStep]) -> None:
 
 def _sample_norms(parts: Parts) -> Tensor:
     norms = []
-    for step, part in zip(parts.steps, parts.judged, strict=True):
+    for step in parts.steps:
         record = step.measured.get(parts.index)
-        if part is None or record is None or record.arrival is None:
+        if record is None or record.arrival is None:
             norms.append(torch.zeros(step.samples, dtype=torch.float64))
         elif record.norms is not None:
             norms.append(record.norms)

@@ -79,6 +79,8 @@ class StepWatch:
     def adam(self, leaves: Sequence[Leaf]) -> dict[int, AdamState]:
         """What Adam-like optimizers know of each parameter."""
         found: dict[int, AdamState] = {}
+        if not any("betas" in group for optimizer in self.optimizers for group in optimizer.param_groups):
+            return found
         groups = {id(p): (o, g) for o in self.optimizers for g in o.param_groups for p in g["params"]}
         for leaf in leaves:
             optimizer, group = groups.get(id(leaf.parameter), (None, None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from gradscope.judgement import Judged
 from gradscope.moments.arrival import Arrival
 from gradscope.moments.leaf import Leaf
 from gradscope.statistics.two_sizes import contribution_sq_sum_of_parts
+from gradscope.verdicts import Verdicts
 from gradscope.window import ParameterSums, Window
 from gradscope.window_sums import AdamState, shares
 
@@ -51,16 +53,18 @@ class IncrementWindow(OpenWindow):
             self.grad_sq[leaf.index] = arrival.total
             leaf.version = arrival.version
 
-    def close(self, index: int, *, scale: float, adam: Mapping[int, AdamState]) -> Window:
+    def close(
+        self, index: int, *, scale: float, adam: Mapping[int, AdamState], found: Verdicts | None = None
+    ) -> Window:
         """The window, from all that was added; see ``OpenWindow.close``."""
         share, v2, ids = shares(self.steps)
         if len({step.samples for step in self.steps}) > 1 and all(step.weights is None for step in self.steps):
             self.notices.append(UNEVEN)
         if len(self.steps) == 1 and not self.shared:
             self.notices.append("one micro-step: counted, but in no mean and no interval")
-        found = self._totals_and_parts()
+        known = self._totals_and_parts()
         coverage = {leaf.info.name: self._cover(leaf, [self._made(leaf)]) for leaf in self.leaves}
-        sums = self._sums(found, coverage, share, v2, scale)
+        sums = self._sums(known, coverage, share, v2, scale)
         return Window(
             index=index,
             samples=share.numel(),
@@ -87,11 +91,9 @@ class IncrementWindow(OpenWindow):
             return {}
         sizes = [step.samples for step in self.steps]
         shares = [float(part.sum()) for part in share.split(sizes)]
-        part_weight_sq_sum = torch.tensor(sum(part * part for part in shares), dtype=torch.float64)
-        numbers = torch.tensor([found[leaf.index] for leaf in shown], dtype=torch.float64) / (scale * scale)
-        totals, parts = numbers.unbind(1)
-        weight_sq_sum = torch.tensor(v2, dtype=torch.float64)
-        contributions = contribution_sq_sum_of_parts(totals, parts, part_weight_sq_sum, weight_sq_sum)
+        part_weight_sq_sum = np.array(sum(part * part for part in shares))
+        totals, parts = np.array([found[leaf.index] for leaf in shown]).T / (scale * scale)
+        contributions = contribution_sq_sum_of_parts(totals, parts, part_weight_sq_sum, np.array(v2))
         rows = zip(shown, totals.tolist(), contributions.tolist(), strict=True)
         return {leaf.info.name: ParameterSums(total, own) for leaf, total, own in rows}
 

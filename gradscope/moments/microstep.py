@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -227,13 +227,15 @@ class MicroStep:
 
     def settle(self) -> None:
         """The figures of layers whose contributions are rows, all at once; only when somebody looks at them."""
-        if not self.sketches:
-            return
-        pending, self.sketches = self.sketches, []
-        for (sketch, records), found in zip(pending, settle([sketch for sketch, _ in pending]), strict=True):
+        settle_all([self])
+
+    def settled(self, figures: Iterable[tuple[Tensor, ...]]) -> None:
+        """What the sketches have come to."""
+        for (sketch, records), found in zip(self.sketches, figures, strict=True):
             for number, record in enumerate(records):
                 if record.sketch is sketch:
                     self._fill(record, found[2 * number], found[2 * number + 1])
+        self.sketches = []
 
     def _settle_vectors(self) -> None:
         """The figures of vector parameters; those of one length at once."""
@@ -270,6 +272,20 @@ class MicroStep:
                 record.second_moment = found.second_moment * (n / max(1, chosen.numel()))
         if found.algorithm:
             record.rule = f"{record.rule} ({found.algorithm})"
+
+
+def settle_all(steps: Iterable[MicroStep]) -> None:
+    """The figures of layers whose contributions are rows, of many micro-steps at once: all of equally many samples together."""
+    groups: dict[object, list[MicroStep]] = {}
+    for step in steps:
+        if step.sketches:
+            # Norms are multiplied in the precision that they have, whatever the others' is.
+            kinds = tuple((sketch.inputs.dtype, sketch.inputs.device) for sketch, _ in step.sketches)
+            groups.setdefault((step.samples, kinds), []).append(step)
+    for own in groups.values():
+        figures = iter(settle([sketch for step in own for sketch, _ in step.sketches]))
+        for step in own:
+            step.settled(itertools.islice(figures, len(step.sketches)))
 
 
 def coarsest(*dtypes: torch.dtype) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,7 +116,7 @@ class Merged:
         grad_sq, factor = totals.grad_sq(row) / square, totals.factor * totals.factor / square
         if found.rule == BY_RANKS:
             numbers = (grad_sq, factor * row.part_sq, totals.part_weight_sq_sum, totals.weight_sq_sum)
-            own_sq = contribution_sq_sum_of_parts(*(torch.tensor(x, dtype=torch.float64) for x in numbers))
+            own_sq = contribution_sq_sum_of_parts(*(np.array(x) for x in numbers))
             return ParameterSums(grad_sq, float(own_sq))
         by_sample = found.status in ("exact", "second pass")
         squares = self._squares(name) * factor if by_sample else None

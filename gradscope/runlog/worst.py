@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 
-import torch
+import numpy as np
 
 from gradscope.summary.samples import FOLDED, unit_outliers, unit_sample_norms
 from gradscope.summary.units import Folding, Unit, Units, units
@@ -23,7 +23,7 @@ def worst_of(parameters: Sequence[ParameterInfo], window: Window) -> Worst:
     if all(sums.sample_sq_norms is None for sums in window.parameters.values()):
         return window.worst
     model, order, keys, folding = _shown(tuple(parameters))
-    present = torch.tensor([info.name in window.parameters for info in parameters])
+    present = np.array([info.name in window.parameters for info in parameters], dtype=bool)
     norms = unit_sample_norms(parameters, window, present, folding)
     found = {
         key: tuple((outlier.index, outlier.ratio) for outlier in outliers)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 
-def diversity(grad_sq_norm: Tensor, contribution_sq_sum: Tensor) -> Tensor:
+@np.errstate(all="ignore")
+def diversity(grad_sq_norm: NDArray[np.float64], contribution_sq_sum: NDArray[np.float64]) -> NDArray[np.float64]:
     """Gradient diversity ``Σ‖gᵢ‖² / ‖Σgᵢ‖²``, without unit.
 
     Computed as ``Σ‖hᵢ‖² / ‖ḡ‖²``, which is the same with equal weights; with unequal ones every sample counts as it
@@ -22,4 +24,5 @@ def diversity(grad_sq_norm: Tensor, contribution_sq_sum: Tensor) -> Tensor:
     Source:
         Yin et al. (2018), "Gradient diversity: a key ingredient for scalable distributed learning", definition 1.
     """
-    return contribution_sq_sum / grad_sq_norm
+    found: NDArray[np.float64] = contribution_sq_sum / grad_sq_norm
+    return found

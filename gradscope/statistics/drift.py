@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.statistics.student_t import student_t_inside
 
@@ -15,7 +15,7 @@ SIGNIFICANCE = 0.02
 SMALLEST_CHANGE = 0.1
 
 
-def drift(values: Tensor) -> bool:
+def drift(values: NDArray[np.float64]) -> bool:
     """Whether a series has a trend that chance does not explain and that sets its newer half apart from its older half.
 
     A t-test of the linear contrast ``Σ (t - t̄)·x_t``, which sees a gradual change sooner than a test of the halves
@@ -31,15 +31,16 @@ def drift(values: Tensor) -> bool:
     Source:
         von Neumann et al. (1941), "The mean square successive difference", Ann. Math. Stat. 12(2).
     """
-    count = values.numel()
+    count = values.size
     if count < FEWEST_WINDOWS:
         return False
     half = count // 2
     older, newer = float(values[:half].mean()), float(values[-half:].mean())
     if not abs(newer - older) > SMALLEST_CHANGE * max(abs(newer), abs(older)):
         return False
-    at = torch.arange(count, dtype=values.dtype) - (count - 1) / 2
+    at = np.arange(count) - (count - 1) / 2
     contrast = abs(float((at * values).sum()))
-    spread = math.sqrt(float(at.square().sum()) * float(torch.diff(values).square().mean()) / 2)
+    steps = values[1:] - values[:-1]
+    spread = math.sqrt(float((at * at).sum()) * float((steps * steps).mean()) / 2)
     t = contrast / spread if spread > 0 else math.inf
     return student_t_inside(t, 2 * (count - 1) ** 2 // (3 * count - 4)) > 1 - SIGNIFICANCE

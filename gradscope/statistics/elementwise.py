@@ -37,11 +37,10 @@ def elementwise_moments(
     flat_grad, flat_sq = grad.reshape(-1), contribution_sq.reshape(-1)
     variance, signal = torch.empty_like(flat_sq), torch.empty_like(flat_sq)
     size = BLOCK if flat_sq.is_cpu else max(1, flat_sq.numel())
-    for start in range(0, flat_sq.numel(), size):
-        block = slice(start, start + size)
-        part = flat_grad[block]
+    blocks = zip(*(whole.split(size) for whole in (flat_grad, flat_sq, variance, signal)), strict=True)
+    for part, own, variance_part, signal_part in blocks:
         mean_sq = (part.abs() if part.is_complex() else part).to(torch.float64, copy=True).square_()
-        own_sq = flat_sq[block].to(torch.float64, copy=True)
-        signal[block] = torch.sub(mean_sq, own_sq).div_(remainder)
-        variance[block] = own_sq.sub_(mean_sq.mul_(weight_sq_sum)).mul_(samples).div_(remainder)
+        own_sq = own.to(torch.float64, copy=True)
+        signal_part.copy_(torch.sub(mean_sq, own_sq).mul_(1 / remainder))
+        variance_part.copy_(own_sq.sub_(mean_sq, alpha=weight_sq_sum).mul_(samples / remainder))
     return variance.reshape(contribution_sq.shape), signal.reshape(contribution_sq.shape)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from gradscope.statistics.elementwise import BLOCK
 
 
 def gsnr_sum(variance: Tensor, signal: Tensor) -> tuple[float, int]:
@@ -21,9 +25,24 @@ def gsnr_sum(variance: Tensor, signal: Tensor) -> tuple[float, int]:
         Liu et al. (2020), "Understanding why neural networks generalize well through GSNR of parameters",
         arXiv:2001.07384, section 2.
     """
-    counted = (variance != 0) | (signal != 0)
-    ratios = signal.to(torch.float64) / variance.to(torch.float64)
-    return float(torch.where(counted, ratios, 0.0).sum()), int(counted.sum())
+    total, count = 0.0, 0
+    size = BLOCK if variance.is_cpu else max(1, variance.numel())
+    for below, above in zip(variance.reshape(-1).split(size), signal.reshape(-1).split(size), strict=True):
+        ratios = above.to(torch.float64) / below.to(torch.float64)
+        found, counted = float(ratios.sum()), ratios.numel()
+        if math.isnan(found):
+            found, counted = _without_still(below, above, ratios)
+        total, count = total + found, count + counted
+    return total, count
+
+
+def _without_still(below: Tensor, above: Tensor, ratios: Tensor) -> tuple[float, int]:
+    """Sum and count of the ratios of elements that some sample moves."""
+    if math.isfinite(float(below.sum()) + float(above.sum())) and math.isfinite(found := float(ratios.nansum())):
+        # All is finite but 0/0. Numbers are added up faster than flags.
+        return found, round(float(ratios.mul_(0).add_(1).nansum()))
+    moved = (below != 0) | (above != 0)
+    return float(torch.where(moved, ratios, 0.0).sum()), int(moved.sum())
 
 
 def gsnr(variance: Tensor, signal: Tensor) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.statistics.ratio_interval import FEWEST_WINDOWS
 
@@ -12,7 +12,8 @@ from gradscope.statistics.ratio_interval import FEWEST_WINDOWS
 LARGEST_SPREAD = 4.0
 
 
-def heavy_tails(trace_cov: Tensor, effective_samples: Tensor) -> bool:
+@np.errstate(all="ignore")
+def heavy_tails(trace_cov: NDArray[np.float64], effective_samples: NDArray[np.float64]) -> bool:
     """Whether the noise varies from sample to sample so strongly that the interval is optimistic.
 
     A window's ``tr Σ`` is a mean over its samples, so its relative variance times ``n`` is the squared relative
@@ -27,8 +28,9 @@ def heavy_tails(trace_cov: Tensor, effective_samples: Tensor) -> bool:
     Returns:
         False with fewer than five windows.
     """
-    if trace_cov.numel() < FEWEST_WINDOWS:
+    if trace_cov.size < FEWEST_WINDOWS:
         return False
     share = 1 / effective_samples
-    spread = (torch.diff(trace_cov).square() / (share[1:] + share[:-1])).mean() / trace_cov.mean().square()
+    steps = trace_cov[1:] - trace_cov[:-1]
+    spread = (steps * steps / (share[1:] + share[:-1])).mean() / trace_cov.mean() ** 2
     return bool(spread > LARGEST_SPREAD)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 
-def noise_scale(trace_cov: Tensor, grad_sq: Tensor) -> Tensor:
+@np.errstate(all="ignore")
+def noise_scale(trace_cov: NDArray[np.float64], grad_sq: NDArray[np.float64]) -> NDArray[np.float64]:
     """Batch size at which the gradient's noise is as large as the gradient itself.
 
     ``tr Σ / |G|²``. Over several windows the ratio of the means, never a mean of ratios: ``|G|²`` may come near zero
@@ -22,4 +23,5 @@ def noise_scale(trace_cov: Tensor, grad_sq: Tensor) -> Tensor:
     Source:
         McCandlish et al. (2018), arXiv:1812.06162, section 2.2 and appendix A.1.
     """
-    return trace_cov / torch.where(grad_sq > 0, grad_sq, torch.nan)
+    found: NDArray[np.float64] = trace_cov / np.where(grad_sq > 0, grad_sq, np.nan)
+    return found

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 #: A sample stands out from this multiple of the median on; Gaussian gradients of ten elements or more stay below it.
 SMALLEST_RATIO = 2.0
 MOST_OUTLIERS = 5
 
 
-def outliers(norms: Tensor) -> list[tuple[tuple[int, float], ...]]:
+@np.errstate(all="ignore")
+def outliers(norms: NDArray[np.float64]) -> list[tuple[tuple[int, float], ...]]:
     """Samples whose ``‖gᵢ‖`` is at least twice the median, at most five per row.
 
     Args:
@@ -20,20 +21,27 @@ def outliers(norms: Tensor) -> list[tuple[tuple[int, float], ...]]:
         Per row (index, ``‖gᵢ‖`` over the median of the measured samples), largest first. Empty where the median is
         zero: a ratio to it means nothing.
     """
+    found: list[tuple[tuple[int, float], ...]] = [() for _ in range(norms.shape[0])]
     if norms.shape[1] == 0:
-        return [() for _ in range(norms.shape[0])]
+        return found
     median = _median(norms)
-    ratios = norms / torch.where(median > 0, median, torch.nan)
-    ratios = torch.where(ratios >= SMALLEST_RATIO, ratios, 0.0)  # NaN compares false
-    largest, indices = ratios.topk(min(MOST_OUTLIERS, norms.shape[1]), dim=1)
-    rows = zip(indices.tolist(), largest.tolist(), strict=True)
-    return [tuple((i, r) for i, r in zip(*row, strict=True) if r > 0) for row in rows]
+    ratios = norms / np.where(median > 0, median, np.nan)[:, None]
+    outlying = ratios >= SMALLEST_RATIO  # NaN compares false
+    for row in np.flatnonzero(outlying.any(1)).tolist():
+        own = ratios[row]
+        indices = np.flatnonzero(outlying[row])
+        largest = indices[np.argsort(-own[indices], kind="stable")[:MOST_OUTLIERS]]
+        found[row] = tuple(zip(largest.tolist(), own[largest].tolist(), strict=True))
+    return found
 
 
-def _median(norms: Tensor) -> Tensor:
-    """Median of each row's numbers, ``[U, 1]``: the middle of the two middle ones where their count is even."""
-    ordered = norms.sort(dim=1).values  # NaN comes last
-    count = (~norms.isnan()).sum(1, keepdim=True)
-    lower = ordered.gather(1, ((count - 1) // 2).clamp(min=0))
-    upper = ordered.gather(1, (count // 2).clamp(max=norms.shape[1] - 1))
-    return torch.where(count > 0, (lower + upper) / 2, torch.nan)
+def _median(norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median of each row's numbers, ``[U]``: the middle of the two middle ones where their count is even."""
+    count = (norms == norms).sum(1)
+    lower, upper = (count - 1) // 2, count // 2
+    places = {*lower.tolist(), *upper.tolist()} - {-1, norms.shape[1]}
+    ordered = np.partition(norms, sorted(places), axis=1)  # NaN comes last
+    rows = np.arange(len(norms))
+    middle = (ordered[rows, np.maximum(lower, 0)] + ordered[rows, np.minimum(upper, norms.shape[1] - 1)]) / 2
+    found: NDArray[np.float64] = np.where(count > 0, middle, np.nan)
+    return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.statistics.student_t import student_t_quantile
 
@@ -11,8 +11,11 @@ from gradscope.statistics.student_t import student_t_quantile
 FEWEST_WINDOWS = 5
 CONFIDENCE = 0.95
 
+Floats = NDArray[np.float64]
 
-def ratio_interval(numerators: Tensor, denominators: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+
+@np.errstate(all="ignore")
+def ratio_interval(numerators: Floats, denominators: Floats, used: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """95 % interval of mean numerator over mean denominator, within ``[0, ∞)``, from paired windows.
 
     The set of all ``ρ`` that a t-test of ``mean(x - ρy) = 0`` with ``T - 1`` degrees of freedom does not reject: with
@@ -37,38 +40,39 @@ def ratio_interval(numerators: Tensor, denominators: Tensor, used: Tensor) -> tu
     x, x_scale = _scaled(numerators, used)
     y, y_scale = _scaled(denominators, used)
     count = used.sum(0)
-    quantiles = {T: student_t_quantile(CONFIDENCE, T - 1) for T in set(count.tolist()) if T >= FEWEST_WINDOWS}
-    t = torch.tensor([quantiles.get(T, torch.nan) for T in count.tolist()], dtype=x.dtype, device=x.device)
+    counts = count.tolist()
+    quantiles = {T: student_t_quantile(CONFIDENCE, T - 1) for T in set(counts) if T >= FEWEST_WINDOWS}
+    t = np.array([quantiles.get(T, np.nan) for T in counts])
     x_mean, y_mean = x.sum(0) / count, y.sum(0) / count
     dx, dy = (x - x_mean) * used, (y - y_mean) * used
-    factor = t.square() / (count * (count - 1))
+    factor = t * t / (count * (count - 1))
     low, high = _accepted(
-        y_mean.square() - factor * dy.square().sum(0),
+        y_mean * y_mean - factor * (dy * dy).sum(0),
         x_mean * y_mean - factor * (dx * dy).sum(0),
-        x_mean.square() - factor * dx.square().sum(0),
+        x_mean * x_mean - factor * (dx * dx).sum(0),
     )
     return low * (x_scale / y_scale), high * (x_scale / y_scale)
 
 
-def _scaled(values: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+def _scaled(values: Floats, used: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Values with zeros where not used, of largest size 1, and their scale: squares of tiny gradients underflow."""
-    values = torch.where(used, values, 0.0)
-    scale = values.abs().amax(0)
-    scale = torch.where(scale > 0, scale, 1.0)
+    values = np.where(used, values, 0.0)
+    scale = np.abs(values).max(0)
+    scale = np.where(scale > 0, scale, 1.0)
     return values / scale, scale
 
 
-def _accepted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _accepted(a: Floats, b: Floats, c: Floats) -> tuple[Floats, Floats]:
     """Ends of ``{ρ ≥ 0: aρ² - 2bρ + c ≤ 0}``, or ``(0, inf)`` where it is empty, in two pieces, or undefined (NaN)."""
-    discriminant = b.square() - a * c
+    discriminant = b * b - a * c
     # Where a > 0 the set holds x̄/ȳ, so a negative discriminant is rounding.
-    root = torch.where(a > 0, discriminant.clamp(min=0), discriminant).sqrt()
-    far = b + torch.copysign(root, b)
-    first, second = far / a, torch.where(far == 0, 0.0, c / far)
-    lower, upper = torch.minimum(first, second), torch.maximum(first, second)
+    root = np.sqrt(np.where(a > 0, np.maximum(discriminant, 0), discriminant))
+    far = b + np.copysign(root, b)
+    first, second = far / a, np.where(far == 0, 0.0, c / far)
+    lower, upper = np.minimum(first, second), np.maximum(first, second)
     bounded = (a > 0) & (upper >= 0)
     # a ≤ 0: everything outside (lower, upper); at a lower root of 0 or more, [0, lower] would be a second piece.
     one_sided = (a <= 0) & (lower < 0) & (upper > 0)
-    low = torch.where(bounded, lower.clamp(min=0), torch.where(one_sided, upper, 0.0))
-    high = torch.where(bounded, upper, torch.inf)
+    low = np.where(bounded, np.maximum(lower, 0), np.where(one_sided, upper, 0.0))
+    high = np.where(bounded, upper, np.inf)
     return low, high

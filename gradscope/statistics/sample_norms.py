@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def sample_norms(sample_sq_norms: Tensor, weights: Tensor) -> Tensor:
+@np.errstate(all="ignore")
+def sample_norms(sample_sq_norms: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """``‖gᵢ‖ = ‖hᵢ‖ / wᵢ``: gradient norm of each sample (GraNd), in gradient units.
 
     Args:
@@ -19,7 +22,8 @@ def sample_norms(sample_sq_norms: Tensor, weights: Tensor) -> Tensor:
     Source:
         Paul et al. (2021), "Deep learning on a data diet", definition 2.1.
     """
-    return sample_sq_norms.sqrt() / weights
+    found: NDArray[np.float64] = np.sqrt(sample_sq_norms) / weights
+    return found
 
 
 def norm_quantiles(norms: Tensor, levels: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> tuple[float, ...]:

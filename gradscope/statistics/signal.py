@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 #: Below this ``1 - V₂`` all the weight lies on one sample, to rounding: nothing can be said about noise.
 SMALLEST_REMAINDER = 1e-12
 
 
-def signal(grad_sq_norm: Tensor, contribution_sq_sum: Tensor, weight_sq_sum: Tensor) -> Tensor:
+@np.errstate(all="ignore")
+def signal(
+    grad_sq_norm: NDArray[np.float64], contribution_sq_sum: NDArray[np.float64], weight_sq_sum: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """``|G|²``: squared norm of the expected gradient.
 
     ``(‖ḡ‖² - Σ‖hᵢ‖²) / (1 - V₂)`` with ``V₂ = Σ wᵢ²``. It is the weighted mean of ``gᵢ·gⱼ`` over pairs ``i ≠ j``, hence
@@ -28,5 +31,6 @@ def signal(grad_sq_norm: Tensor, contribution_sq_sum: Tensor, weight_sq_sum: Ten
         With equal weights: McCandlish et al. (2018), arXiv:1812.06162, appendix A.1, with ``B_small = 1``.
     """
     remainder = 1 - weight_sq_sum
-    remainder = torch.where(remainder > SMALLEST_REMAINDER, remainder, torch.nan)
-    return (grad_sq_norm - contribution_sq_sum) / remainder
+    remainder = np.where(remainder > SMALLEST_REMAINDER, remainder, np.nan)
+    found: NDArray[np.float64] = (grad_sq_norm - contribution_sq_sum) / remainder
+    return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 
-def snr(grad_sq_norm: Tensor, grad_sq: Tensor) -> Tensor:
+@np.errstate(all="ignore")
+def snr(grad_sq_norm: NDArray[np.float64], grad_sq: NDArray[np.float64]) -> NDArray[np.float64]:
     """Signal-to-noise ratio at the effective batch: ``|G|² / (‖ḡ‖² - |G|²)``.
 
     A ratio of powers (not of amplitudes, not in decibels), equal to ``n / B`` with ``B`` the window's noise scale. It
@@ -18,4 +20,5 @@ def snr(grad_sq_norm: Tensor, grad_sq: Tensor) -> Tensor:
     Source:
         McCandlish et al. (2018), arXiv:1812.06162, section 2.2, where it is ``B/B_simple``.
     """
-    return grad_sq / (grad_sq_norm - grad_sq)
+    found: NDArray[np.float64] = grad_sq / (grad_sq_norm - grad_sq)
+    return found

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 
-def trace_cov(grad_sq_norm: Tensor, grad_sq: Tensor, samples: Tensor) -> Tensor:
+@np.errstate(all="ignore")
+def trace_cov(
+    grad_sq_norm: NDArray[np.float64], grad_sq: NDArray[np.float64], samples: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """``tr Σ``: summed variance of one sample's gradient, at the window's weights.
 
     ``n · (‖ḡ‖² - |G|²)``: the variance of ``ḡ`` is the part of ``‖ḡ‖²`` that is not signal, and ``n`` brings it to
@@ -23,4 +27,5 @@ def trace_cov(grad_sq_norm: Tensor, grad_sq: Tensor, samples: Tensor) -> Tensor:
     Source:
         McCandlish et al. (2018), arXiv:1812.06162, appendix A.1.
     """
-    return samples * (grad_sq_norm - grad_sq)
+    found: NDArray[np.float64] = samples * (grad_sq_norm - grad_sq)
+    return found

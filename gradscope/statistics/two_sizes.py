@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.statistics.signal import signal
 
 
 def contribution_sq_sum_of_parts(
-    grad_sq_norm: Tensor, part_sq_sum: Tensor, part_weight_sq_sum: Tensor, weight_sq_sum: Tensor
-) -> Tensor:
+    grad_sq_norm: NDArray[np.float64],
+    part_sq_sum: NDArray[np.float64],
+    part_weight_sq_sum: NDArray[np.float64],
+    weight_sq_sum: NDArray[np.float64],
+) -> NDArray[np.float64]:
     """Unbiased estimate of ``Σ‖hᵢ‖²`` where only the gradients ``Δⱼ`` of parts of the window are known.
 
     ``‖ḡ‖² - (1 - V₂)·|G|²`` with ``|G|² = (‖ḡ‖² - Σ‖Δⱼ‖²)/(1 - Σ Wⱼ²)``: a part whose samples weigh ``Wⱼ = Σᵢ wᵢ`` counts
@@ -32,4 +36,7 @@ def contribution_sq_sum_of_parts(
     Source:
         McCandlish et al. (2018), arXiv:1812.06162, appendix A.1, for two sizes; unequal parts as in ``signal``.
     """
-    return grad_sq_norm - (1 - weight_sq_sum) * signal(grad_sq_norm, part_sq_sum, part_weight_sq_sum)
+    found: NDArray[np.float64] = grad_sq_norm - (1 - weight_sq_sum) * signal(
+        grad_sq_norm, part_sq_sum, part_weight_sq_sum
+    )
+    return found

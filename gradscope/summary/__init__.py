@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradscope.columns import CoverageColumns
 from gradscope.coverage import Coverage, of_normalization_only
 from gradscope.report import Report, Stats
 from gradscope.statistics.verdict import NO_WINDOW, verdict
@@ -41,13 +42,13 @@ def summarise(
         return _empty(parameters, overhead, tuple(warnings))
     found = digest(parameters, windows)
     written = records(found)
-    model, newest = found.model, found.newest
-    total = written.get(model.total) or no_stats("total", 0, unmeasured(newest), len(windows))
+    newest, (own, layers, groups) = found.newest, found.layout.shown
+    total = written[found.total] or no_stats("total", 0, unmeasured(newest), len(windows))
     return Report(
         total=total,
-        layers={unit.name: written[unit] for unit in model.layers if unit in written},
-        parameters={unit.name: written[unit] for unit in model.parameters if unit in written},
-        groups=tuple({unit.name: written[unit] for unit in level if unit in written} for level in model.groups),
+        layers=_named(written, layers),
+        parameters=_named(written, own),
+        groups=tuple(_named(written, level) for level in groups),
         coverage=_coverage(windows),
         windows=len(windows),
         micro_steps=sum(window.micro_steps for window in windows),
@@ -62,6 +63,10 @@ def summarise(
         overhead=overhead,
         held_bytes=newest.held_bytes,
     )
+
+
+def _named(written: Sequence[Stats | None], places: Sequence[int]) -> dict[str, Stats]:
+    return {stats.name: stats for stats in (written[u] for u in places) if stats is not None}
 
 
 def _verdict(total: Stats, found: Digest) -> str:
@@ -84,7 +89,10 @@ def _coverage(windows: Sequence[Window]) -> dict[str, Coverage]:
     """The newest window's, except that a mismatch in any averaged window is shown."""
     coverage = dict(windows[-1].coverage)
     for window in windows:
-        coverage.update((name, one) for name, one in window.coverage.items() if one.status == "mismatch")
+        found = window.coverage
+        if isinstance(found, CoverageColumns) and not found.mismatched:
+            continue
+        coverage.update((name, one) for name, one in found.items() if one.status == "mismatch")
     return coverage
 
 

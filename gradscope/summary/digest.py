@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from gradscope.summary.figures import Figures, figures
-from gradscope.summary.samples import unit_sample_norms
+from gradscope.summary.samples import Norms, unit_sample_norms
 from gradscope.summary.series import Series, Sums, series, sums
-from gradscope.summary.units import Folding, Unit, Units, units
+from gradscope.summary.units import Layout, layout
 from gradscope.window import ParameterInfo, Window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Digest:
-    """The windows, digested: ``order`` fixes which column, or list entry, belongs to which unit.
+    """The windows, digested: ``layout.order`` fixes which column, or list entry, belongs to which unit.
 
     Attributes:
         parameters: of the model.
         windows: oldest first, at least one.
-        model: the units of the model.
-        order: all units.
-        folding: parameters to units.
+        layout: the units of the model.
         sums: per window and parameter.
         series: per window and unit.
         figures: per unit.
@@ -32,13 +28,11 @@ class Digest:
 
     parameters: Sequence[ParameterInfo]
     windows: Sequence[Window]
-    model: Units
-    order: tuple[Unit, ...]
-    folding: Folding
+    layout: Layout
     sums: Sums
     series: Series
     figures: Figures
-    norms: list[Tensor | None]
+    norms: Norms
 
     @property
     def newest(self) -> Window:
@@ -47,17 +41,15 @@ class Digest:
 
     @property
     def total(self) -> int:
-        """Where the whole model stands in ``order``."""
-        return self.order.index(self.model.total)
+        """Where the whole model stands among the units."""
+        return self.layout.total
 
 
 def digest(parameters: Sequence[ParameterInfo], windows: Sequence[Window]) -> Digest:
     """The windows, digested."""
-    model = units(parameters)
-    order = model.distinct()
-    folding = Folding.of(order)
-    gathered = sums(parameters, windows)
-    found = series(gathered, windows, folding)
-    values = figures(parameters, windows, gathered, found, folding)
-    norms = unit_sample_norms(parameters, windows[-1], gathered.present, folding)
-    return Digest(parameters, windows, model, order, folding, gathered, found, values, norms)
+    model = layout(parameters)
+    gathered = sums(model.names, windows)
+    found = series(gathered, windows, model.folding)
+    values = figures(model, windows, gathered, found)
+    norms = unit_sample_norms(parameters, windows[-1], gathered.present, model.folding)
+    return Digest(parameters, windows, model, gathered, found, values, norms)

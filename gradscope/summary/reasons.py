@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from gradscope.statistics.ratio_interval import FEWEST_WINDOWS
 from gradscope.statistics.signal import SMALLEST_REMAINDER
@@ -44,8 +44,8 @@ def not_a_figure(unit: int, found: Figures, all_series: Series, newest: Window) 
 
 def _no_noise(unit: int, all_series: Series, newest: Window) -> str:
     grad_sq_norm, contributions = all_series.grad_sq_norm[-1, unit], all_series.contribution_sq_sum[-1, unit]
-    unknown = bool(grad_sq_norm.isfinite() & contributions.isnan())
-    if not unknown and not bool(torch.isfinite(grad_sq_norm + contributions)):
+    unknown = bool(np.isfinite(grad_sq_norm) & np.isnan(contributions))
+    if not unknown and not bool(np.isfinite(grad_sq_norm + contributions)):
         return "the gradient is not finite"
     if lacks_pairs(newest):
         what = "one sample" if newest.samples == 1 else "samples of which one has all the weight"

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from torch import Tensor
 
+from gradscope.columns import SumColumns
 from gradscope.report import Outlier, Stats
 from gradscope.summary.digest import Digest
 from gradscope.summary.reasons import not_a_figure, withheld
 from gradscope.summary.samples import unit_outliers
-from gradscope.summary.units import Unit
 
 NAN = float("nan")
 
 
-def records(found: Digest) -> Mapping[Unit, Stats]:
+def records(found: Digest) -> list[Stats | None]:
     """``Stats`` of every unit that has figures, or whose figures are withheld."""
-    worst = unit_outliers(found.model, found.order, found.norms, found.newest)
-    shown = found.folding.any(found.sums.present).tolist()
-    failed = found.sums.mismatch.tolist()
-    written: dict[Unit, Stats] = {}
-    for u, unit in enumerate(found.order):
-        bad = [found.parameters[p].name for p in unit.members if failed[p]]
+    order, folding = found.layout.order, found.layout.folding
+    worst = unit_outliers(found.layout.units, order, found.norms, found.newest)
+    shown = folding.any(found.sums.present).tolist()
+    failed = set(found.sums.mismatch.nonzero()[0].tolist())
+    norms = found.norms.tensors()
+    written: list[Stats | None] = [None] * len(order)
+    for u, unit in enumerate(order):
+        bad = [found.parameters[p].name for p in unit.members if p in failed] if failed else []
         if bad:
-            written[unit] = no_stats(unit.name, found.figures.numel[u], withheld(bad), len(found.windows))
+            written[u] = no_stats(unit.name, found.figures.numel[u], withheld(bad), len(found.windows))
         elif shown[u]:
-            written[unit] = _stats(found, u, worst[u])
-    return {unit: _with_variance(found, unit, stats) for unit, stats in written.items()}
+            written[u] = _stats(found, u, worst[u], norms[u])
+    return written
 
 
-def _stats(found: Digest, u: int, worst: tuple[Outlier, ...]) -> Stats:
+def _stats(found: Digest, u: int, worst: tuple[Outlier, ...], norms: Tensor | None) -> Stats:
     values = found.figures
     return Stats(
-        name=found.order[u].name,
+        name=found.layout.order[u].name,
         numel=values.numel[u],
         grad_norm=values.grad_norm[u],
-        sample_norms=found.norms[u],
+        sample_norms=norms,
         trace_cov=values.trace_cov[u],
         grad_sq=values.grad_sq[u],
         noise_scale=values.noise_scale[u],
@@ -43,6 +44,7 @@ def _stats(found: Digest, u: int, worst: tuple[Outlier, ...]) -> Stats:
         resolved=values.resolved[u],
         snr=values.snr[u],
         diversity=values.diversity[u],
+        variance=_variance(found, u),
         gsnr=values.gsnr[u],
         preconditioned_noise_scale=values.preconditioned[u],
         history=values.history[u],
@@ -51,13 +53,13 @@ def _stats(found: Digest, u: int, worst: tuple[Outlier, ...]) -> Stats:
     )
 
 
-def _with_variance(found: Digest, unit: Unit, written: Stats) -> Stats:
+def _variance(found: Digest, u: int) -> Tensor | None:
     """A parameter's own record holds its elementwise variance too; a layer's, of many shapes, does not."""
-    first = unit.members[0]
-    sums = found.newest.parameters.get(unit.name)
-    if sums is None or sums.variance is None or found.sums.mismatch[first] or unit != found.model.parameters[first]:
-        return written
-    return replace(written, variance=sums.variance)
+    if u >= len(found.parameters):
+        return None
+    own = found.newest.parameters
+    sums = (own.full if isinstance(own, SumColumns) else own).get(found.parameters[u].name)
+    return None if sums is None else sums.variance
 
 
 def no_stats(name: str, numel: int, reason: str, windows: int = 0) -> Stats:

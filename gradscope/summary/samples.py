@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.report import Outlier
@@ -17,36 +20,46 @@ from gradscope.window import ParameterInfo, Window
 FOLDED = ".*"
 
 
+class Norms(NamedTuple):
+    """``‖gᵢ‖`` per unit, ``[U, n]``, and which units have them, ``[U]``."""
+
+    rows: NDArray[np.float64]
+    known: NDArray[np.bool_]
+
+    def tensors(self) -> list[Tensor | None]:
+        """Row by row; None where there are none."""
+        rows = torch.from_numpy(self.rows).unbind()
+        return [row if known else None for row, known in zip(rows, self.known.tolist(), strict=True)]
+
+
 def unit_sample_norms(
-    parameters: Sequence[ParameterInfo], newest: Window, present: Tensor, folding: Folding
-) -> list[Tensor | None]:
-    """``‖gᵢ‖`` per unit, ``[n]``, squares summed over the parameters that have them by sample; None where none has."""
-    available = torch.zeros(len(parameters), dtype=torch.bool)
-    squares = torch.zeros((len(parameters), newest.samples), dtype=torch.float64)
-    for p, info in enumerate(parameters):
-        found = newest.parameters.get(info.name)
-        if present[p] and found is not None and found.sample_sq_norms is not None:
-            available[p] = True
-            squares[p] = found.sample_sq_norms
-    if not bool(available.any()):
-        return [None] * folding.units
+    parameters: Sequence[ParameterInfo], newest: Window, present: NDArray[np.bool_], folding: Folding
+) -> Norms:
+    """``‖gᵢ‖`` per unit, squares summed over the parameters that have them by sample."""
+    records = [
+        newest.parameters.get(info.name) if here else None for info, here in zip(parameters, present, strict=True)
+    ]
+    found = [None if record is None else record.sample_sq_norms for record in records]
+    having = [p for p, norms in enumerate(found) if norms is not None]
+    if not having:
+        return Norms(np.zeros((folding.units, newest.samples)), np.zeros(folding.units, dtype=bool))
+    squares = torch.stack([norms for norms in found if norms is not None]).double().numpy()
+    available = np.zeros(len(found), dtype=bool)
+    available[having] = True
+    if len(having) < len(found):
+        whole = np.zeros((len(found), newest.samples))
+        whole[having] = squares
+        squares = whole
     weights = newest.weights
-    if weights is None:
-        weights = torch.full((newest.samples,), 1 / newest.samples, dtype=torch.float64)
-    norms = sample_norms(folding.rows(squares), weights.to(squares))
-    return [row if has else None for row, has in zip(norms, folding.any(available).tolist(), strict=True)]
+    shares = np.full(newest.samples, 1 / newest.samples) if weights is None else weights.double().numpy()
+    return Norms(sample_norms(folding.rows(squares), shares), folding.any(available))
 
 
-def unit_outliers(
-    all_units: Units, order: Sequence[Unit], norms: Sequence[Tensor | None], newest: Window
-) -> list[tuple[Outlier, ...]]:
+def unit_outliers(all_units: Units, order: Sequence[Unit], norms: Norms, newest: Window) -> list[tuple[Outlier, ...]]:
     """The samples that stand out, per unit: from the norms, or as the window noted them when its norms were let go."""
-    found: list[tuple[tuple[int, float], ...]] = [() for _ in order]
-    having = [u for u, row in enumerate(norms) if row is not None]
-    if having:
-        rows = outliers(torch.stack([row for row in norms if row is not None]))
-        for u, row in zip(having, rows, strict=True):
-            found[u] = row
+    if norms.known.any():
+        rows = outliers(norms.rows)
+        found = [row if known else () for row, known in zip(rows, norms.known.tolist(), strict=True)]
     else:
         noted = {unit: newest.worst.get(unit.name + FOLDED, ()) for level in all_units.groups for unit in level}
         noted |= {layer: newest.worst.get(layer.name, ()) for layer in all_units.layers}

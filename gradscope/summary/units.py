@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import lru_cache
+from itertools import accumulate, chain
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.window import ParameterInfo
 
@@ -75,29 +76,83 @@ def _collect(parameters: Sequence[ParameterInfo], name_of: Callable[[int], str])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Folding:
-    """Which parameter counts in which unit, as pairs of indices: sums over members are one ``index_add``."""
+    """Which parameter counts in which unit: sums over members are one operator.
 
-    parameter: Tensor
-    unit: Tensor
+    Attributes:
+        members: positions of parameters, unit after unit.
+        starts: where each unit's begin.
+        units: how many there are.
+    """
+
+    members: NDArray[np.int_]
+    starts: NDArray[np.int_]
     units: int
 
     @classmethod
     def of(cls, units: Sequence[Unit]) -> Folding:
-        """The folding of parameters into these units."""
-        pairs = [(p, u) for u, unit in enumerate(units) for p in unit.members]
-        both = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-        return cls(both[:, 0], both[:, 1], len(units))
+        """The folding of parameters into these units, each of which has some."""
+        members = np.array([p for unit in units for p in unit.members], dtype=int)
+        starts = np.array([*accumulate((len(unit.members) for unit in units), initial=0)][:-1], dtype=int)
+        return cls(members, starts, len(units))
 
-    def rows(self, values: Tensor) -> Tensor:
+    @np.errstate(all="ignore")
+    def rows(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """``[P, ...]`` summed to ``[U, ...]``."""
-        folded = values.new_zeros((self.units, *values.shape[1:]))
-        return folded.index_add_(0, self.unit, values[self.parameter])
+        found: NDArray[np.float64] = np.add.reduceat(values[self.members], self.starts, axis=0)
+        return found
 
-    def columns(self, values: Tensor) -> Tensor:
-        """``[T, P]`` summed to ``[T, U]``."""
-        return self.rows(values.T).T
+    @np.errstate(all="ignore")
+    def columns(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``[..., P]`` summed to ``[..., U]``."""
+        found: NDArray[np.float64] = np.add.reduceat(values.take(self.members, -1), self.starts, axis=-1)
+        return found
 
-    def any(self, flags: Tensor) -> Tensor:
+    def any(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """``[..., P]`` flags: whether any member's is set, ``[..., U]``."""
-        counts = flags.to(torch.float64)
-        return (self.columns(counts) if counts.dim() == 2 else self.rows(counts)) > 0
+        if not flags.any():
+            return np.zeros((*flags.shape[:-1], self.units), dtype=bool)
+        found: NDArray[np.bool_] = np.logical_or.reduceat(flags.take(self.members, -1), self.starts, axis=-1)
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """The units of a model, and where they stand: the same for every report.
+
+    Attributes:
+        units: of the model.
+        order: all of them, each once; it fixes which column, or list entry, belongs to which unit.
+        total: where the whole model stands.
+        folding: parameters to units.
+        names: of the parameters.
+        numel: of the parameters, ``[P]``.
+        shown: where parameters, layers and groups stand.
+    """
+
+    units: Units
+    order: tuple[Unit, ...]
+    total: int
+    folding: Folding
+    names: tuple[str, ...]
+    numel: NDArray[np.int_]
+    shown: tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]
+
+
+def layout(parameters: Sequence[ParameterInfo]) -> Layout:
+    """The layout of a model with these parameters."""
+    return _layout(tuple(parameters))
+
+
+@lru_cache(maxsize=16)
+def _layout(parameters: tuple[ParameterInfo, ...]) -> Layout:
+    model = units(parameters)
+    order = model.distinct()
+    at = {unit: u for u, unit in enumerate(order)}
+    shown = (
+        tuple(at[unit] for unit in model.parameters),
+        tuple(at[unit] for unit in model.layers),
+        tuple(tuple(at[unit] for unit in level) for level in model.groups),
+    )
+    names = tuple(info.name for info in parameters)
+    numel = np.array([info.numel for info in parameters], dtype=int)
+    return Layout(model, order, at[model.total], Folding.of(order), names, numel, shown)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.statistics.drift import drift
 from gradscope.statistics.heavy_tails import heavy_tails
@@ -36,15 +37,14 @@ def _broken(found: Digest) -> Iterator[str]:
     total, newest = found.total, found.newest
     contributions = found.series.contribution_sq_sum[:, total]
     # Beside a finite ‖ḡ‖², NaN says that Σ‖hᵢ‖² is not known.
-    sums = found.series.grad_sq_norm[:, total] + torch.where(contributions.isnan(), 0.0, contributions)
-    broken = [
-        window.index for window, sum_ in zip(found.windows, sums.tolist(), strict=True) if not abs(sum_) < torch.inf
-    ]
+    sums = found.series.grad_sq_norm[:, total] + np.where(np.isnan(contributions), 0.0, contributions)
+    if np.isfinite(sums).all():
+        return
+    broken = [window.index for window, sum_ in zip(found.windows, sums.tolist(), strict=True) if not abs(sum_) < np.inf]
     if not broken:
         return
     yield f"the gradient is not finite in {_windows(broken)}: left out of the means of what it touches"
-    norms = found.norms[total]
-    bad = [] if norms is None else (~norms.isfinite()).nonzero().flatten().tolist()
+    bad = (~np.isfinite(found.norms.rows[total])).nonzero()[0].tolist() if found.norms.known[total] else []
     # NaN also stands for a sample that was not chosen: where most are NaN, none can be blamed.
     if newest.index in broken and 0 < 2 * len(bad) <= newest.samples:
         names = [f"#{i}" + (f" ({newest.ids[i]})" if newest.ids else "") for i in bad]
@@ -63,10 +63,9 @@ def _drift(found: Digest) -> Iterator[str]:
 def _tails(found: Digest) -> Iterator[str]:
     """Whether the interval of the totals is narrower than its 95 % promises, seen on what was measured exactly."""
     exact = found.sums.present & ~found.sums.estimated
-    contributions = torch.where(exact, found.sums.contribution_sq_sum, 0.0).sum(1)
-    grad_sq_norm = torch.where(exact, found.sums.grad_sq_norm, 0.0).sum(1)
-    weight_sq_sum = torch.tensor([window.weight_sq_sum for window in found.windows], dtype=torch.float64)
-    samples = torch.tensor([window.samples for window in found.windows], dtype=torch.float64)
+    grad_sq_norm, contributions = np.where(exact, found.sums.squares, 0.0).sum(2)
+    weight_sq_sum = np.array([window.weight_sq_sum for window in found.windows])
+    samples = np.array([window.samples for window in found.windows], dtype=float)
     noise = trace_cov(grad_sq_norm, signal(grad_sq_norm, contributions, weight_sq_sum), samples)
     used = found.series.used[:, found.total]
     if heavy_tails(noise[used], 1 / weight_sq_sum[used]):
@@ -97,7 +96,7 @@ def _notices(windows: Sequence[Window]) -> Iterator[str]:
         yield f"{_windows(indices)}: {text}"
 
 
-def _named(found: Digest, flags: torch.Tensor) -> list[str]:
+def _named(found: Digest, flags: NDArray[np.bool_]) -> list[str]:
     return [info.name for info, flag in zip(found.parameters, flags.tolist(), strict=True) if flag]
 
 

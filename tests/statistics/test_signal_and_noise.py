@@ -6,14 +6,23 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gradscope.statistics.diversity import diversity
+from gradscope.statistics import diversity as _diversity
+from gradscope.statistics import noise_scale as _noise_scale
+from gradscope.statistics import signal as _signal
+from gradscope.statistics import snr as _snr
+from gradscope.statistics import trace_cov as _trace_cov
 from gradscope.statistics.elementwise import elementwise_moments
 from gradscope.statistics.gsnr import gsnr, gsnr_sum
-from gradscope.statistics.noise_scale import noise_scale
 from gradscope.statistics.preconditioned import adam_preconditioner, preconditioned_sums
-from gradscope.statistics.signal import signal
-from gradscope.statistics.snr import snr
-from gradscope.statistics.trace_cov import trace_cov
+
+
+def of_tensors(module):
+    """The module's figure of tensors, as a tensor."""
+    figure = getattr(module, module.__name__.rpartition(".")[2])
+    return lambda *values: torch.as_tensor(figure(*(value.numpy() for value in values)))
+
+
+diversity, noise_scale, signal, snr, trace_cov = map(of_tensors, (_diversity, _noise_scale, _signal, _snr, _trace_cov))
 
 
 def f64(*values):
