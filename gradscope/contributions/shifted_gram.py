@@ -57,7 +57,9 @@ def _norms(shifts: Shifts, workspace: Workspace) -> tuple[Tensor, Tensor]:
         shape = (many, high - low, high)
         patches = _patch_gram(shifts, low, high, workspace)
         # What held the pixels is free again.
-        own = torch.bmm(grads[:, :, low:high].mT, grads[:, :, :high].conj(), out=workspace.buffer("pixels 0", shape, grads))
+        own = torch.bmm(
+            grads[:, :, low:high].mT, grads[:, :, :high].conj(), out=workspace.buffer("pixels 0", shape, grads)
+        )
         return patches.mul_(own).real if own.is_complex() else patches.mul_(own)
 
     return triangle(block, positions, strips(positions, MOST_STRIPS))
