@@ -102,14 +102,16 @@ class Convolution(Contribution):
         return Figures(squares, None if probes is None else widen(probes), None, SHIFTED_GRAM)
 
     def _by_winograd(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
-        tiled = by_winograd(self.inputs, self.grads, self.geometry, workspace, summed=False, moments=moments)
+        tiled = by_winograd(
+            self.inputs, self.grads, self.geometry, workspace, summed=False, moments=moments, probe=probe
+        )
         if bool(tiled.lost.any()):
-            if moments:
-                return self._by(PATCHES, workspace, probe, moments=True)
+            if moments or probe is not None:
+                return self._by(PATCHES, workspace, probe, moments=moments)
             index = tiled.lost.nonzero()[:, 0]
             tiled.squares[index] = self.select(index)._by(PATCHES, workspace, None, moments=False).squares
         second = None if tiled.second_moment is None else placed(tiled.second_moment, self.shape)
-        return Figures(tiled.squares, None if probe is None else self.probe(probe), second, WINOGRAD)
+        return Figures(tiled.squares, None if tiled.probes is None else widen(tiled.probes), second, WINOGRAD)
 
     def probe(self, probe: Probe) -> Tensor:
         if depthwise(self.shape, self.geometry) and not self.inputs.is_complex():

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from gradscope.contributions.contribution import Probe
 from gradscope.contributions.convolution_costs import READ, TILE, elements, room_of_tiles
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.products import pieces
@@ -29,17 +30,20 @@ class Tiled:
         lost: which of them may have lost their digits.
         total: ``Σᵢ hᵢ``, or None.
         second_moment: ``Σᵢ hᵢ²`` elementwise, or None.
+        probes: ``⟨hᵢ, Rⱼ⟩`` from the gradients, ``[n, k]``, or None.
     """
 
     squares: Tensor
     lost: Tensor
     total: Tensor | None
     second_moment: Tensor | None
+    probes: Tensor | None
 
 
 def by_winograd(
-    inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, *, summed: bool, moments: bool
-) -> Tiled:
+    inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace,
+    *, summed: bool, moments: bool, probe: Probe | None = None,
+) -> Tiled:  # fmt: skip
     """Sums over samples of gradients, six products for each tile of four rows instead of twelve.
 
     Along the rows the algorithm of Toom and Cook; along the columns each offset of the kernel is a shift of flattened pixels, as
@@ -52,6 +56,7 @@ def by_winograd(
         workspace: scratch memory.
         summed: whether the gradients' sum is wanted.
         moments: whether the elementwise second moment is wanted.
+        probe: random directions, or None.
 
     Source:
         Lavin and Gray (2015), arXiv:1509.09308: F(3, 4).
@@ -61,7 +66,8 @@ def by_winograd(
     for x, g in zip(inputs.split(step), grads.split(step), strict=True):
         left, right = _of_inputs(x, geometry, workspace), _of_grads(g, x.shape[3], workspace)
         built = _gradients(left, right, geometry, workspace)
-        part = _reduced(built, _scale(left, right), summed=summed, moments=moments)
+        probes = None if probe is None else _probes(built, probe)
+        part = _reduced(built, _scale(left, right), probes, summed=summed, moments=moments)
         found = part if found is None else _joined(found, part)
     if found is None:
         raise ValueError("there are no samples to add up")
@@ -137,11 +143,19 @@ def _scale(left: Tensor, right: Tensor) -> Tensor:
     return bound.matmul(first.mul_(second))
 
 
-def _reduced(built: Tensor, scale: Tensor, *, summed: bool, moments: bool) -> Tiled:
+def _probes(built: Tensor, probe: Probe) -> Tensor:
+    columns, rows, _, channels = built.shape[:4]
+    rights = probe.right.reshape(-1, channels, rows, columns).permute(0, 3, 2, 1).unsqueeze(3).unbind()
+    return torch.stack(
+        [(built.matmul(left) * right).sum((0, 1, 3)) for left, right in zip(probe.lefts, rights, strict=True)], dim=1
+    )
+
+
+def _reduced(built: Tensor, scale: Tensor, probes: Tensor | None, *, summed: bool, moments: bool) -> Tiled:
     squares = torch.linalg.vector_norm(built, dim=4).double().square_().sum((0, 1, 3))
     total = built.sum(2) if summed else None
     second = built.square_().sum(2) if moments else None
-    return Tiled(squares, ~(squares > scale.mul_(LOST).square_()) & (scale > 0), total, second)
+    return Tiled(squares, ~(squares > scale.mul_(LOST).square_()) & (scale > 0), total, second, probes)
 
 
 def _joined(found: Tiled, part: Tiled) -> Tiled:
@@ -150,7 +164,10 @@ def _joined(found: Tiled, part: Tiled) -> Tiled:
     if found.second_moment is not None and part.second_moment is not None:
         found.second_moment.add_(part.second_moment)
     squares, lost = torch.cat([found.squares, part.squares]), torch.cat([found.lost, part.lost])
-    return Tiled(squares, lost, found.total, found.second_moment)
+    probes = None
+    if found.probes is not None and part.probes is not None:
+        probes = torch.cat([found.probes, part.probes])
+    return Tiled(squares, lost, found.total, found.second_moment, probes)
 
 
 def placed(tiled: Tensor, shape: torch.Size) -> Tensor:

@@ -222,9 +222,12 @@ def test_winograds_tiles_give_the_gradients(positions, kernel, dilation, budget)
     convolution = rectangle(kernel, positions, dilation)
     in_full = convolution.dense().reshape(3, *convolution.shape)
     workspace = Workspace(Forced("Winograd"), budget)
+    probe = Probe.draw(in_full[0], torch.Generator().manual_seed(0))
     for _ in range(2):  # again, in memory that has been used
-        found = convolution.figures(moments=True, workspace=workspace)
+        found = convolution.figures(probe, moments=True, workspace=workspace)
         assert budget is not None or found.algorithm == "Winograd"
+        expected = torch.stack([probe.of(one) for one in in_full])
+        torch.testing.assert_close(found.probes, expected, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(found.squares, in_full.flatten(1).square().sum(1), rtol=1e-11, atol=0)
         torch.testing.assert_close(found.second_moment, in_full.square().sum(0), rtol=1e-10, atol=1e-12)
 
