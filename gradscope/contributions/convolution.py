@@ -102,9 +102,7 @@ class Convolution(Contribution):
         return Figures(squares, None if probes is None else widen(probes), None, SHIFTED_GRAM)
 
     def _by_winograd(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
-        tiled = by_winograd(
-            self.inputs, self.grads, self.geometry, workspace, summed=False, moments=moments, probe=probe
-        )
+        tiled = by_winograd(self.inputs, self.grads, self.geometry, workspace, moments=moments, probe=probe)
         if bool(tiled.lost.any()):
             if moments or probe is not None:
                 return self._by(PATCHES, workspace, probe, moments=moments)

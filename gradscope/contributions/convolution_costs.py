@@ -58,6 +58,8 @@ def costs(
         if workspace.allows(max(factors, products), inputs):
             each = 1.2 * work * rate.multiply + 2 * factors * rate.shift + 10 * products * rate.reduce + reduced
             chunks = -(-n // workspace.room(room_of_tiles(factors, products), inputs))
+            # Gradients lie in the order of the tiles, in which adding up their squares is slow.
+            each *= 2 if moments else 1
             found[WINOGRAD] = n * each + (30 + 2 * geometry.kernel[1]) * rate.call * chunks
     return found
 

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Probe
-from gradscope.contributions.convolution_costs import WINOGRAD, costs
 from gradscope.contributions.fused_sums import FusedSums, sums_of_chunks, sums_of_products, sums_one_by_one
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.patches_one_by_one import are_large, patches_one_by_one
-from gradscope.contributions.winograd import by_winograd, placed
 from gradscope.contributions.workspace import Workspace
 
 #: The native backward is the faster from so many positions and input channels on: below, its calls cost more than they do, or
@@ -40,12 +38,6 @@ def sums_of_convolutions(
         moments: whether second moments are wanted.
         probe: random directions, or None; answered where patches are at hand.
     """
-    estimated = costs(inputs, grads, geometry, workspace, moments=True)
-    if min(estimated, key=estimated.__getitem__) == WINOGRAD:
-        tiled = by_winograd(inputs, grads, geometry, workspace, summed=True, moments=moments)
-        if tiled.total is not None and not bool(tiled.lost.any()):
-            second = None if tiled.second_moment is None else placed(tiled.second_moment, shape)
-            return FusedSums(placed(tiled.total, shape), tiled.squares, second)
     if prod(grads.shape[2:]) < POSITIONS or inputs.shape[1] < CHANNELS:
         return _of_patches(inputs, grads, geometry, workspace, moments=moments, probe=probe).shaped(shape)
     return sums_of_chunks(_grouped(inputs, grads, shape, geometry, workspace), moments=moments)

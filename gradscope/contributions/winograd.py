@@ -18,7 +18,7 @@ from gradscope.contributions.workspace import Workspace
 INVERSE = ((6.0, -4.0, -4.0, 1.0, 1.0, 0.0), (0.0, -4.0, 4.0, 2.0, -2.0, 0.0), (0.0, -4.0, -4.0, 4.0, 4.0, 24.0))
 
 #: A gradient shorter than this share of what its products could have come to may have lost its digits in the sums before them.
-LOST = 1e-4
+LOST = 1e-3
 
 
 @dataclass(slots=True, eq=False)
@@ -28,21 +28,19 @@ class Tiled:
     Attributes:
         squares: ``‖hᵢ‖²``, float64 ``[n]``.
         lost: which of them may have lost their digits.
-        total: ``Σᵢ hᵢ``, or None.
         second_moment: ``Σᵢ hᵢ²`` elementwise, or None.
         probes: ``⟨hᵢ, Rⱼ⟩`` from the gradients, ``[n, k]``, or None.
     """
 
     squares: Tensor
     lost: Tensor
-    total: Tensor | None
     second_moment: Tensor | None
     probes: Tensor | None
 
 
 def by_winograd(
     inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace,
-    *, summed: bool, moments: bool, probe: Probe | None = None,
+    *, moments: bool, probe: Probe | None = None,
 ) -> Tiled:  # fmt: skip
     """Sums over samples of gradients, six products for each tile of four rows instead of twelve.
 
@@ -54,7 +52,6 @@ def by_winograd(
         grads: gradient of the output ``[n, channels out, *positions]``.
         geometry: how the kernel walks.
         workspace: scratch memory.
-        summed: whether the gradients' sum is wanted.
         moments: whether the elementwise second moment is wanted.
         probe: random directions, or None.
 
@@ -67,7 +64,7 @@ def by_winograd(
         left, right = _of_inputs(x, geometry, workspace), _of_grads(g, x.shape[3], workspace)
         built = _gradients(left, right, geometry, workspace)
         probes = None if probe is None else _probes(built, probe)
-        part = _reduced(built, _scale(left, right), probes, summed=summed, moments=moments)
+        part = _reduced(built, _scale(left, right), probes, moments=moments)
         found = part if found is None else _joined(found, part)
     if found is None:
         raise ValueError("there are no samples to add up")
@@ -151,23 +148,20 @@ def _probes(built: Tensor, probe: Probe) -> Tensor:
     )
 
 
-def _reduced(built: Tensor, scale: Tensor, probes: Tensor | None, *, summed: bool, moments: bool) -> Tiled:
+def _reduced(built: Tensor, scale: Tensor, probes: Tensor | None, *, moments: bool) -> Tiled:
     squares = torch.linalg.vector_norm(built, dim=4).double().square_().sum((0, 1, 3))
-    total = built.sum(2) if summed else None
     second = built.square_().sum(2) if moments else None
-    return Tiled(squares, ~(squares > scale.mul_(LOST).square_()) & (scale > 0), total, second, probes)
+    return Tiled(squares, ~(squares > scale.mul_(LOST).square_()) & (scale > 0), second, probes)
 
 
 def _joined(found: Tiled, part: Tiled) -> Tiled:
-    if found.total is not None and part.total is not None:
-        found.total.add_(part.total)
     if found.second_moment is not None and part.second_moment is not None:
         found.second_moment.add_(part.second_moment)
     squares, lost = torch.cat([found.squares, part.squares]), torch.cat([found.lost, part.lost])
     probes = None
     if found.probes is not None and part.probes is not None:
         probes = torch.cat([found.probes, part.probes])
-    return Tiled(squares, lost, found.total, found.second_moment, probes)
+    return Tiled(squares, lost, found.second_moment, probes)
 
 
 def placed(tiled: Tensor, shape: torch.Size) -> Tensor:

@@ -100,24 +100,6 @@ def test_sums_of_convolutions_are_those_of_the_samples(monkeypatch, least, strid
     check_sums(found, torch.stack(truth), True, None)
 
 
-@pytest.mark.parametrize("moments", [False, True])
-@pytest.mark.parametrize("drowned", [False, True])
-def test_sums_by_winograds_tiles_are_those_of_the_samples(monkeypatch, moments, drowned):
-    monkeypatch.setattr(fused_convolution, "costs", lambda *args, **options: {"Winograd": 0.0})
-    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    inputs = torch.randn(5, 3, 10, 9, dtype=torch.float64)
-    grads = torch.randn_like(torch.conv2d(inputs, weight))
-    if drowned:
-        inputs[1, :, 5] *= 1e12
-        grads[1, :, 3:6] = 0
-    truth = [
-        torch.autograd.grad(torch.conv2d(inputs[i : i + 1], weight), weight, grads[i : i + 1])[0] for i in range(5)
-    ]
-    geometry = Geometry((3, 3), (1, 1), (1, 1), 1)
-    found = sums_of_convolutions(inputs, grads, weight.shape, geometry, Workspace(), moments=moments)
-    check_sums(found, torch.stack(truth), moments, None)
-
-
 def check_sums(found, samples, moments, probes):
     torch.testing.assert_close(found.total, samples.sum(0))
     torch.testing.assert_close(found.squares, samples.flatten(1).square().sum(1))
