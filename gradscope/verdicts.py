@@ -157,7 +157,7 @@ def _on_host(tables: Sequence[Tensor]) -> list[_Floats]:
     places: dict[torch.device, list[int]] = {}
     for k, table in enumerate(tables):
         if table.is_cpu:
-            found[k] = table.numpy()
+            found[k] = table.detach().numpy()
         else:
             places.setdefault(table.device, []).append(k)
     for own in places.values():

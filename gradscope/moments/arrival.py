@@ -42,11 +42,14 @@ class Arrival:
     @classmethod
     def of(cls, grad: Tensor, probe: Probe, *, keep: bool = False) -> Arrival:
         """The numbers of a gradient, and a copy of it on request."""
-        fresh = (grad.detach().to_dense() if grad.is_sparse else grad.detach().clone()) if keep else None
+        # With create_graph it has a graph of its own.
+        grad = grad.detach()
+        fresh = (grad.to_dense() if grad.is_sparse else grad.clone()) if keep else None
         return cls(squared_norm(grad), probe.of(grad), grad.dtype, fresh)
 
     def add(self, grad: Tensor, probe: Probe) -> None:
         """A further arrival in the same backward (a weight used inside and outside a reentrant checkpoint)."""
+        grad = grad.detach()
         self.squared_norm = self.squared_norm + squared_norm(grad)
         self.probe = self.probe + probe.of(grad)
         self.times += 1
