@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import gradscope
+from gradscope.capture.layout import BatchDim
+from gradscope.capture.tagged_rows import TaggedRows
 
 N, T = 4, 70
 
@@ -99,3 +101,13 @@ def test_samples_that_interact_are_never_measured(positions):
     for report in reports:
         assert {coverage.status for coverage in report.coverage.values()} == {"not measured"}
         assert all("samples interact" in coverage.reason for coverage in report.coverage.values())
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rows_that_are_all_alike_are_placed_whatever_is_drawn(seed):
+    """The mean over positions sends every row of a sample the same gradient: sums with mere signs would vanish now and then."""
+    grad = torch.randn(4, 1, 6, dtype=torch.float64).expand(4, 32, 6).contiguous()
+    tags = torch.tensor([1.0, -1.5, 2.0, -1.25], dtype=torch.float64)
+    tagged = TaggedRows(grad * tags[:, None, None], 2, 4, torch.Generator().manual_seed(seed))
+    layout, _ = tagged.layout(grad, tags, [0], torch.float64)
+    assert layout == BatchDim(0, measured=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gradscope.capture.layout import Layout, NoSamples, Rows, find_layout
 
-#: How many rows of one sample are summed, with random signs, where samples lie along one dimension and have at least so many. Two
-#: numbers for every row of every layer would undo some of what activation checkpoints save.
+#: How many rows of one sample are summed, with random factors, where samples lie along one dimension and have at least so many.
+#: Two numbers for every row of every layer would undo some of what activation checkpoints save.
 GROUP = 32
 
 
@@ -49,7 +49,7 @@ class TaggedRows:
         dim: where samples lie in the gradient; None where each row has numbers of its own.
     """
 
-    __slots__ = ("_seen", "_signs", "_whole", "dim", "lead", "probe")
+    __slots__ = ("_factors", "_seen", "_whole", "dim", "lead", "probe")
 
     def __init__(
         self, grad: Tensor, rows: int, samples: int, generator: torch.Generator, *, every_row: bool = False
@@ -60,8 +60,9 @@ class TaggedRows:
         others = self._whole.numel() // samples if dims else 0
         self.dim = dims[0] if len(dims) == 1 and others >= GROUP and not every_row else None
         if self.dim is not None:
-            signs = torch.randint(0, 2, (others,), generator=generator).mul_(2).sub_(1)
-            self._signs = signs.to(grad.device, self.probe.directions.dtype)
+            # No mere signs: where all rows of a group are alike, these would cancel every now and then.
+            factors = torch.randn(others, generator=generator, dtype=torch.float64)
+            self._factors = factors.to(grad.device, self.probe.directions.dtype)
             self.lead = torch.Size((samples, -(-others // GROUP)))
         self._seen = self.numbers_of(grad)
 
@@ -75,7 +76,7 @@ class TaggedRows:
         if self.dim is None:
             return numbers
         table = numbers.reshape(*self._whole, 2).movedim(self.dim, 0).reshape(self.lead[0], -1, 2)
-        table = table * self._signs.unsqueeze(1)
+        table = table * self._factors.unsqueeze(1)
         missing = self.lead[1] * GROUP - table.shape[1]
         table = torch.nn.functional.pad(table, (0, 0, 0, missing)) if missing else table
         return table.reshape(self.lead.numel(), GROUP, 2).sum(1)
