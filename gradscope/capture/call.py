@@ -280,9 +280,9 @@ class Call:
                 inputs = tuple(_moved(value, layout.dim) for value in inputs)
                 grad = grad.movedim(layout.dim, 0)
             described = self._by_rule(inputs, grad)
-            weight = described.get("weight")
-            if self.shared is not None and type(weight) is Outer and not layout.dim and inputs[0].dtype == grad.dtype:
-                weight.shared_inputs, self.shared = self.shared, None
+            weight, shared, self.shared = described.get("weight"), self.shared, None
+            if shared is not None and type(weight) is Outer and shared.serves(weight.inputs, inputs[0]):
+                weight.shared_inputs = shared
             return described
         if not isinstance(layout, Rows):
             return {}

@@ -26,24 +26,38 @@ class SharedBlocks:
     Queries, keys and values read the same input; the weights of a recurrent layer have the same output gradient.
     """
 
-    __slots__ = ("_blocks", "_room")
+    __slots__ = ("_blocks", "_layout", "_room")
 
     def __init__(self) -> None:
         self._blocks: dict[tuple[int, int], Tensor] = {}
+        self._layout: tuple[object, ...] | None = None
         self._room = KEPT
+
+    def serves(self, factor: Tensor, read: Tensor) -> bool:
+        """Whether a factor is nothing but what the layers read, laid out as for those before; a rule may make something else of it.
+
+        Args:
+            factor: a weight's.
+            read: what the layers read, held since the forward.
+        """
+        layout = (factor.data_ptr(), factor.shape, factor.stride(), factor.dtype, factor.is_conj())
+        if factor.data_ptr() != read.data_ptr() or factor.numel() != read.numel():
+            return False
+        self._layout = self._layout or layout
+        return self._layout == layout
 
     def find(self, place: tuple[int, int]) -> Tensor | None:
         """The block at this place, by its first sample and what tells it from others; None where it is not kept."""
         return self._blocks.get(place)
 
-    def memory(self, place: tuple[int, int], shape: Sequence[int], like: Tensor) -> Tensor | None:
-        """Memory for a block that will be read again, to be filled at once; None where there is no room."""
-        size = prod(shape)
-        if size > self._room:
-            return None
-        self._room -= size
-        block = self._blocks[place] = like.new_empty(shape)
-        return block
+    def has_room(self, size: int) -> bool:
+        """Whether a block of so many elements may be kept."""
+        return size <= self._room
+
+    def keep(self, place: tuple[int, int], block: Tensor) -> None:
+        """A block whose memory is its own."""
+        self._room -= block.numel()
+        self._blocks[place] = block
 
 
 class Blocks:
@@ -80,13 +94,15 @@ class Blocks:
     def _block(self, factor: tuple[Tensor, Tensor], slot: str, shared: SharedBlocks | None, place: int) -> Tensor:
         rows, columns = factor
         shape = (rows.shape[0], rows.shape[1], columns.shape[2])
-        memory = None
-        if shared is not None and self._workspace.budget is None:
-            found = shared.find((self._start, place))
-            if found is not None:
-                return found
-            memory = shared.memory((self._start, place), shape, rows)
-        return torch.bmm(rows, columns, out=self._workspace.buffer(slot, shape, rows) if memory is None else memory)
+        kept = None if self._workspace.budget is not None else shared
+        found = None if kept is None else kept.find((self._start, place))
+        if found is not None:
+            return found
+        if kept is None or not kept.has_room(prod(shape)):
+            return torch.bmm(rows, columns, out=self._workspace.buffer(slot, shape, rows))
+        block = torch.bmm(rows, columns)
+        kept.keep((self._start, place), block)
+        return block
 
 
 def strips(positions: int, most: int = 4) -> int:

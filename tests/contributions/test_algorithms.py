@@ -380,3 +380,13 @@ def test_weights_that_share_a_factor_have_the_figures_of_weights_alone(samples, 
         alone = Outer(inputs, grads, torch.Size((7, width))).figures(workspace=workspace)
         assert found.algorithm == "Gram"
         assert torch.equal(found.squares, alone.squares)
+
+
+def test_blocks_are_shared_by_factors_that_are_what_was_read_and_by_no_others():
+    read, shared = torch.randn(2, 6, 6), SharedBlocks()
+    assert shared.serves(read.reshape(2, 1, 6, 6), read)
+    assert shared.serves(read.detach().unsqueeze(1), read)
+    assert not shared.serves(read.mT.unsqueeze(1), read)
+    assert not shared.serves((read * 2).unsqueeze(1), read)
+    assert not shared.serves(read[:1].unsqueeze(1), read)
+    assert not shared.serves(read.view(2, 2, 3, 6), read)
