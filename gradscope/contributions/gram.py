@@ -34,7 +34,7 @@ class SharedBlocks:
         self._room = KEPT
 
     def serves(self, factor: Tensor, read: Tensor) -> bool:
-        """Whether a factor is nothing but what the layers read, laid out as for those before; a rule may make something else of it.
+        """Whether a factor is nothing but what the layers read, laid out as before; a rule may make something else of it.
 
         Args:
             factor: a weight's.
