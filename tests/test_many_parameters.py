@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
+from gradscope.contributions.gram import SharedBlocks
 from gradscope.reference import per_sample_gradients
 
 WIDTH, LENGTH = 8, 64
@@ -169,3 +170,43 @@ def test_elementwise_figures_in_somebodys_hands_stay_what_they_are():
             held.append((sums.variance, sums.variance.clone()))
     for variance, then in held:
         assert torch.equal(variance, then)
+
+
+class Heads(nn.Module):
+    """Three layers that read one tensor, by Gram matrices; the last of them has been given another one of the same size."""
+
+    def __init__(self, *, apart):
+        super().__init__()
+        self.first, self.apart = nn.Linear(5, 256), apart
+        self.query, self.key, self.value = (nn.Linear(256, 256) for _ in range(3))
+
+    def forward(self, x):
+        read = torch.tanh(self.first(x))
+        return (self.query(read) * self.key(read) * self.value(read + 1.0 if self.apart else read)).sum(1)[:, :3]
+
+
+@pytest.mark.parametrize("options", [{}, {"subsample": 2}])
+@pytest.mark.parametrize(("apart", "hits"), [(False, 2), (True, 1)])
+def test_layers_that_read_one_tensor_share_its_gram_matrix_and_have_the_figures_of_single_samples(
+    monkeypatch, apart, hits, options
+):
+    found = []
+    find = SharedBlocks.find
+    monkeypatch.setattr(SharedBlocks, "find", lambda self, place: found.append(find(self, place)) or found[-1])
+    torch.manual_seed(0)
+    model = Heads(apart=apart).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, optimizer, **options) as scope:
+        for _ in range(3):
+            batch = torch.randn(4, 8, 5, dtype=torch.float64), torch.randint(3, (4,))
+            truth = per_sample_gradients(model, loss_fn, batch)
+            found.clear()
+            optimizer.zero_grad()
+            loss_fn(model, batch).backward()
+            optimizer.step()
+            assert scope.last.coverage["key.weight"].rule == "linear (Gram)"
+            assert sum(block is not None for block in found) == (0 if options else hits)
+            for name, grads in truth.items():
+                norms = scope.last.parameters[name].sample_norms
+                chosen = ~norms.isnan()
+                torch.testing.assert_close(norms[chosen], grads.flatten(1).norm(dim=1)[chosen], rtol=1e-9, atol=1e-12)
