@@ -28,7 +28,10 @@ from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
 from gradscope.ranks import PARTS_ONLY, Company, check_whole, distributed
 
-GONE = "its .grad was gone when backward ended; from the next window on it is read as it comes"
+GONE = (
+    "its .grad was gone when backward ended, or had been added to before anything of that backward was seen; from the next window "
+    "on it is read as it comes"
+)
 IGNORED = "ignored, as asked"
 SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
 

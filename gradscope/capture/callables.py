@@ -79,5 +79,9 @@ class AddedHook:
     def __call__(self, parameter: Tensor) -> None:
         """Something was added."""
         recorder = self.recorder()
-        if recorder is not None and recorder.backward is not None:
+        if recorder is None:
+            return
+        if recorder.backward is not None:
             recorder.backward.added.add(self.index)
+        elif recorder.tagging is None:
+            recorder.added_first(self.index)

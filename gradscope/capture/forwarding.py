@@ -166,7 +166,7 @@ class Forwarding:
         call = Call(self.recorder, plan, forward, Kept(args), key)
         self._share(forward, call, args)
         if call.settled and not self.recorder.guarding and not torch.is_autocast_enabled(output.device.type):
-            output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
+            output.register_hook(self.recorder.shielded(call.on_grad))
             return
         device = output.device.type
         if torch.is_autocast_enabled(device):
@@ -178,7 +178,7 @@ class Forwarding:
         if not recomputed and (without or (without is None and (self.recorder.guarding or call.unsure(output)))):
             made = Made(output.grad_fn, output.output_nr, output.shape)
             forward.unbatched.append((call, made, bool(without)))
-        output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
+        output.register_hook(self.recorder.shielded(call.on_grad))
 
     @staticmethod
     def _share(forward: Forward, call: Call, args: tuple[Any, ...]) -> None:
@@ -208,7 +208,7 @@ class Forwarding:
             forward.recomputed.append(call)
         for which, tensor in enumerate(outputs_of(output)):
             if tensor.requires_grad:
-                tensor.register_hook(Hook(self.recorder.shielded(_Numbered(call.on_grad, which)), self.recorder))
+                tensor.register_hook(self.recorder.shielded(_Numbered(call.on_grad, which)))
         return output if len(tensors) > 1 else None
 
     def after_model(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -227,12 +227,12 @@ class Forwarding:
                 forward.ambiguous |= tensor.dim() == 3 and tensor.shape[0] == tensor.shape[1] == forward.samples > 1
                 hook = OutputHook(self.recorder, forward, forward.outputs, tensor.output_nr, where)
                 forward.outputs += 1
-                register_first(tensor, Hook(self.recorder.shielded(hook.on_grad), self.recorder))
+                register_first(tensor, self.recorder.shielded(hook.on_grad))
         if not forward.outputs and forward.frontier is not None:
             node, number = forward.frontier
             hook = OutputHook(self.recorder, forward, 0, number, dim)
             forward.outputs = 1
-            node.register_prehook(Hook(self.recorder.shielded(hook.on_node), self.recorder))
+            node.register_prehook(self.recorder.shielded(hook.on_node))
         if forward.samples > 1:
             hook_operators(self.recorder, forward, outputs)
             if self.recorder.second_pass is not None:

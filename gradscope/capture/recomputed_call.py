@@ -79,7 +79,7 @@ class RecomputedCall:
         """Hooks on the outputs."""
         for which, tensor in enumerate(outputs):
             if tensor.requires_grad:
-                tensor.register_hook(Hook(self.recorder.shielded(_Numbered(self.on_grad, which)), self.recorder))
+                tensor.register_hook(self.recorder.shielded(_Numbered(self.on_grad, which)))
 
     def on_grad(self, which: int, grad: Tensor) -> None:
         """Hook on output number ``which``."""

@@ -139,4 +139,4 @@ def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Ca
 
 
 def _hang(recorder: Recorder, use: OperatorUse, node: Any) -> None:
-    node.register_prehook(Hook(recorder.shielded(use.on_node), recorder))
+    node.register_prehook(recorder.shielded(use.on_node))

@@ -14,7 +14,7 @@ from gradscope.contributions.precision import BLOCK, squared_norm
 SHORT = 1 << 12
 
 #: From so many gradients of one kind on it pays to read them together, although they are no longer in cache.
-MANY = 4
+MANY = 2
 
 
 class Arrival:

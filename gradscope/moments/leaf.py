@@ -30,11 +30,12 @@ class Leaf:
         watched: hooks of ours hang on it.
         in_turn: one of several watched optimizers steps it, so that it may be frozen while another has its turn.
         weight: the weight that this is the bias of, in layers where both are projected onto the same directions.
-        prompt: its gradient is looked at as it comes: at the end of a backward ``.grad`` was gone once.
+        prompt: its gradient is looked at as it comes: once it could not be read when the backward was over.
+        followed: a hook of ours sees its gradient before it is added.
     """
 
     __slots__ = (
-        "added", "baseline", "full", "hooked", "ignored", "in_turn", "index", "info", "live", "mismatched", "parameter",
+        "added", "baseline", "followed", "full", "hooked", "ignored", "in_turn", "index", "info", "live", "mismatched", "parameter",
         "pending", "probe", "prompt", "version", "watched", "weight",
     )  # fmt: skip
 
@@ -56,6 +57,7 @@ class Leaf:
         self.mismatched = False
         self.weight: Leaf | None = None
         self.prompt = False
+        self.followed = False
 
     @property
     def wanted(self) -> bool:
