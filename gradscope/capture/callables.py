@@ -16,19 +16,6 @@ if TYPE_CHECKING:
     from gradscope.capture.recorder import Recorder
 
 
-class PlanHook:
-    """Forward hook of a layer that owns parameters."""
-
-    __slots__ = ("plan", "recorder")
-
-    def __init__(self, recorder: Recorder, plan: Plan) -> None:
-        self.recorder, self.plan = recorder, plan
-
-    def __call__(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """The layer has run."""
-        return self.recorder.forwarding.after_layer(self.plan, args, kwargs, output)
-
-
 class AboveHook:
     """Forward hook of a module that a second pass may recompute."""
 

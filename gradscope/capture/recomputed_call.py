@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from gradscope.capture.forward import Forward
-from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
 from gradscope.capture.plan import Plan
 from gradscope.capture.tagged_rows import TaggedRows

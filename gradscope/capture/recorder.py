@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from gradscope.capture.backward import Backward, after_backward, finish_forwards, forget_cleared
-from gradscope.capture.callables import AboveHook, AddedHook, LeafHook, PlanHook
+from gradscope.capture.callables import AboveHook, AddedHook, LeafHook
 from gradscope.capture.forward import Forward
 from gradscope.capture.forwarding import Forwarding
 from gradscope.capture.gathered import Gathered
@@ -92,7 +93,8 @@ class Recorder:
         model = self.model
         for plan in self.plans:
             # First of all: the user's own hooks may return something else than what the layer did.
-            self._hang(plan.module.register_forward_hook, PlanHook(self, plan), with_kwargs=True, prepend=True)
+            after_layer = partial(self.forwarding.after_layer, plan)
+            self._hang(plan.module.register_forward_hook, after_layer, with_kwargs=True, prepend=True)
         if self.second_pass is not None:
             for plan in self.second_pass.plans.values():
                 self._hang(plan.module.register_forward_hook, AboveHook(self, plan), with_kwargs=True)
@@ -157,6 +159,9 @@ class Recorder:
     def enter(self, forward: Forward) -> bool:
         """Note that a backward has reached this forward; False if its micro-step is over already."""
         backward = self.backward or self._begin(forward)
+        if forward.noted:
+            # A backward inside the model's own forward.
+            self.forwarding.enrol_noted(forward)
         if forward not in backward.forwards:
             backward.forwards.append(forward)
             if forward.samples == 1 and self.options.moments:
@@ -212,7 +217,8 @@ class Recorder:
             order = torch.randperm(forward.samples, generator=self.generator)
             chosen = order[: options.subsample].sort().values
         for leaf in self.leaves:
-            leaf.directions(self.generator)
+            if leaf.probe is None:
+                leaf.directions(self.generator)
         spot = self._draw_spot(forward.samples, chosen) if self.guarding else None
         step = MicroStep(
             forward.samples, moments=options.moments, chosen=chosen, budget=options.budget, spot=spot, workspace=self.workspace

@@ -13,8 +13,8 @@ from gradscope.contributions.precision import BLOCK, squared_norm
 #: Vectors up to this many elements are read together: for them calls cost more than what they compute.
 SHORT = 1 << 12
 
-#: From so many gradients of one kind on it pays to read them together, although they are no longer in cache.
-MANY = 2
+#: From so many vectors of one length on it pays to make a table of them.
+MANY = 4
 
 
 class Arrival:
@@ -74,29 +74,32 @@ def arrivals_of(grads: Sequence[Tensor], probes: Sequence[Probe]) -> list[Arriva
         grads: dense or sparse.
         probes: random directions for each.
     """
-    found: dict[int, Arrival] = {}
-    alike: dict[tuple[object, ...], list[int]] = {}
+    found: list[Arrival | None] = [None] * len(grads)
+    vectors: dict[object, list[int]] = {}
+    matrices: dict[object, list[int]] = {}
     for i, (grad, probe) in enumerate(zip(grads, probes, strict=True)):
-        plain = grad.layout is torch.strided and grad.dtype in (torch.float32, torch.float64) and len(probe.lefts) == 1
+        dtype = grad.dtype
+        plain = len(probe.lefts) == 1 and grad.layout is torch.strided and dtype in (torch.float32, torch.float64)
         if plain and grad.dim() == 1 and grad.shape[0] <= SHORT:
-            alike.setdefault((grad.shape[0], grad.dtype, grad.device), []).append(i)
+            vectors.setdefault((dtype, grad.device, grad.shape[0]), []).append(i)
         elif plain and grad.dim() > 1 and grad.is_contiguous() and grad.numel() % BLOCK == 0:
-            alike.setdefault((0, grad.dtype, grad.device), []).append(i)
+            matrices.setdefault((dtype, grad.device), []).append(i)
         else:
             found[i] = Arrival.of(grad, probe)
-    for (length, *_), indices in alike.items():
-        if len(indices) < MANY:
-            found.update((i, Arrival.of(grads[i], probes[i])) for i in indices)
-            continue
-        read = _vectors if length else _matrices
-        squares, along = read([grads[i].detach() for i in indices], [probes[i] for i in indices])
-        numbers = zip(indices, squares.unbind(), along.unsqueeze(1).unbind(), strict=True)
-        found.update((i, Arrival(square, one, grads[i].dtype)) for i, square, one in numbers)
-    return [found[i] for i in range(len(grads))]
+    for read, groups in ((_vectors, vectors), (_matrices, matrices)):
+        for indices in groups.values():
+            squares, along = read([grads[i].detach() for i in indices], [probes[i] for i in indices])
+            for i, square, one in zip(indices, squares.unbind(), along.unsqueeze(1).unbind(), strict=True):
+                found[i] = Arrival(square, one, grads[i].dtype)
+    return [arrival for arrival in found if arrival is not None]
 
 
 def _vectors(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
     """Squared norms, float64, and projections of vectors of one length."""
+    if len(grads) < MANY:
+        pairs = [(grad.dot(grad), grad.dot(probe.lefts[0])) for grad, probe in zip(grads, probes, strict=True)]
+        squares, along = zip(*pairs, strict=True)
+        return torch.stack(squares).double(), torch.stack(along)
     table = torch.stack(list(grads))
     lengths: Tensor = torch.linalg.vector_norm(table, dim=1)
     return lengths.double().square_(), table.mul_(torch.stack([probe.lefts[0] for probe in probes])).sum(1)
@@ -109,6 +112,6 @@ def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor,
         blocks: Tensor = torch.linalg.vector_norm(grad.view(-1, BLOCK), dim=1)
         lengths.append(torch.linalg.vector_norm(blocks, dtype=torch.float64))
         left, right = probe.lefts[0], probe.rights[0]
-        rows = grad.view(left.shape[0], -1)
+        rows = grad if grad.dim() == 2 else grad.view(left.shape[0], -1)
         along.append(left.dot(rows.mv(right) if right.shape[0] > 1 else rows.view(-1)))
     return torch.stack(lengths).square_(), torch.stack(along)
