@@ -240,17 +240,17 @@ def _share(live: list[Forward]) -> None:
 
 
 def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival], leaves: list[Leaf]) -> None:
+    guarding = step.spot is not None
     for index, arrival in arrivals.items():
-        record = step.of(leaves[index])
-        record.arrival = arrival
         leaf = leaves[index]
-        # A sharded parameter's numbers are not here any more.
-        here = leaf.probe is not None and leaf.info.numel > 1 and not leaf.sharded
-        if here and leaf.probe is not None and (step.spot is not None or leaf.mismatched):
+        record = step.of(leaf)
+        record.arrival = arrival
+        if (guarding or leaf.mismatched) and leaf.probe is not None and leaf.info.numel > 1 and not leaf.sharded:
+            # A sharded parameter's numbers are not here any more.
             record.parameter_probe = leaf.probe.of(leaf.parameter.detach())
-        if not record.reason and not record.described:
+        if record.sketch is None and record.norms is None and not record.reason:
             record.reason = "no layer that gradscope knows was seen using it"
-        if arrival.dtype in (torch.float16, torch.bfloat16, torch.float32):
+        if arrival.dtype is not record.dtype and arrival.dtype in (torch.float16, torch.bfloat16, torch.float32):
             record.dtype = coarsest(record.dtype, arrival.dtype)
         if (
             arrival.dtype is torch.float32

@@ -15,7 +15,7 @@ from gradscope.capture.callables import AboveHook, AddedHook, LeafHook
 from gradscope.capture.forward import Forward
 from gradscope.capture.forwarding import Forwarding
 from gradscope.capture.gathered import Gathered
-from gradscope.capture.hook import Hook, Shielded
+from gradscope.capture.hook import Shielded
 from gradscope.capture.layout_memory import LayoutMemory
 from gradscope.capture.options import Options
 from gradscope.capture.plan import Plan
@@ -109,7 +109,7 @@ class Recorder:
 
     def _hang_on(self, leaf: Leaf) -> None:
         leaf.watched = True
-        added = Hook(AddedHook(self, leaf.index), None)
+        added = AddedHook(self, leaf.index)
         self._handles.append(leaf.live.register_post_accumulate_grad_hook(added))
         if leaf.followed or leaf.sharded:
             self._follow(leaf)
@@ -313,10 +313,11 @@ class Recorder:
         for step in steps:
             if self.second_pass is not None and step.samples > 1:
                 self.second_pass.learn(step)
-            for index, record in step.measured.items():
-                if record.arrival is None or step.samples == 1:
+            for index, record in step.measured.items() if step.samples > 1 else ():
+                if record.arrival is None:
                     continue
-                if not record.described and not record.spoiled:
+                if record.sketch is not None or record.norms is not None:
+                    if self.estimated:
+                        self.estimated.discard(index)
+                elif not record.spoiled:
                     self.estimated.add(index)
-                elif record.described:
-                    self.estimated.discard(index)

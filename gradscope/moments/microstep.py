@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -26,7 +25,6 @@ from gradscope.moments.arrival import Arrival
 from gradscope.moments.leaf import Leaf
 
 
-@dataclass(slots=True, eq=False)
 class Measured:
     """What one micro-step knows of one parameter. Tensors stay on their device until the window closes.
 
@@ -49,6 +47,7 @@ class Measured:
         dtype: lowest precision among the tensors that went into it.
     """
 
+    # On the class: there is one such record for each parameter of each micro-step, and most of these stay as they are.
     rule: str = ""
     reason: str = ""
     norms: Tensor | None = None
@@ -65,6 +64,12 @@ class Measured:
     second_pass: bool = False
     assumed: bool = False
     dtype: torch.dtype = torch.float64
+
+    def __init__(self, rule: str = "", reason: str = "") -> None:
+        if rule:
+            self.rule = rule
+        if reason:
+            self.reason = reason
 
     @property
     def described(self) -> bool:
