@@ -32,6 +32,8 @@ class Noted(NamedTuple):
     Attributes:
         call: it.
         x: what it read.
+        source: the node that made it.
+        version: what it was at that time.
         output: what it returned.
         made: the same as far as it may be held.
         leaves: the layer's parameters that ask for a gradient.
@@ -39,6 +41,8 @@ class Noted(NamedTuple):
 
     call: Call
     x: Tensor
+    source: Any
+    version: int
     output: weakref.ref[Tensor]
     made: Made
     leaves: list[Leaf]

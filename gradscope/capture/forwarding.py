@@ -174,38 +174,37 @@ class Forwarding:
             forward.autocast = torch.get_autocast_dtype(device)
             if not type(plan.module).__module__.startswith("torch.nn."):
                 call.autocast = forward.autocast
-        x = args[0] if len(args) == 1 and isinstance(args[0], Tensor) else None
         made = Made(output.grad_fn, output.output_nr, output.shape)
-        self._enrol(forward, call, x, made, sure=not (self.recorder.guarding or autocast))
+        self._enrol(forward, call, made, sure=not (self.recorder.guarding or autocast))
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            self._share(forward, call, args[0], args[0]._version)
 
     def enrol_noted(self, forward: Forward) -> None:
         """Do for the calls that were noted what could wait."""
         noted, forward.noted = forward.noted, []
-        for call, x, output, made, leaves in noted:
+        for call, x, source, version, output, made, leaves in noted:
             forward.seen.append(output)
             self._note_frontier(forward, *made)
             forward.keeps.add(call.plan.name)
             indices = [leaf.index for leaf in leaves]
             for index in indices:
                 forward.uses[index] = forward.uses.get(index, 0) + 1
-            forward.made.append((made.grad_fn, [x.grad_fn], indices))
-            self._enrol(forward, call, x, made, sure=True)
+            forward.made.append((made.grad_fn, [source], indices))
+            self._enrol(forward, call, made, sure=True)
+            self._share(forward, call, x, version)
 
-    def _enrol(self, forward: Forward, call: Call, x: Tensor | None, made: Made, *, sure: bool) -> None:
+    def _enrol(self, forward: Forward, call: Call, made: Made, *, sure: bool) -> None:
         """Give a call its number among its layer's, and ask the graph where it is not known whether its output has samples.
 
         Args:
             forward: the model's call that it is part of.
             call: it.
-            x: what it read, if that is a single tensor.
             made: its output.
             sure: whether what was learnt of calls of this kind is enough.
         """
         name = call.plan.name
         forward.calls[name] = number = forward.calls.get(name, 0) + 1
         call.key = (number, len(made.shape), self.recorder.model.training, forward.samples)
-        if x is not None:
-            self._share(forward, call, x)
         if sure and call.settled:
             return
         without = call.without_samples(made.shape)
@@ -219,12 +218,12 @@ class Forwarding:
             forward.frontier = (node, number)
 
     @staticmethod
-    def _share(forward: Forward, call: Call, x: Tensor) -> None:
+    def _share(forward: Forward, call: Call, x: Tensor, version: int) -> None:
         """Queries, keys and values read the same tensor: what is computed of it for one of them serves all."""
         latest = forward.latest
-        first = latest[2]() if latest is not None and latest[0]() is x and latest[1] == x._version else None
+        first = latest[2]() if latest is not None and latest[0]() is x and latest[1] == version else None
         if first is None:
-            forward.latest = weakref.ref(x), x._version, weakref.ref(call)
+            forward.latest = weakref.ref(x), version, weakref.ref(call)
         else:
             call.shared = first.shared = first.shared or SharedBlocks()
 

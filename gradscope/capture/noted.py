@@ -44,7 +44,7 @@ def note(
         call = (RowCall if rows else Call)(recorder, plan, forward, Kept(args), ())
         output.register_hook(recorder.shielded(call.on_grad))
         made = Made(output.grad_fn, output.output_nr, output.shape)
-        forward.noted.append(Noted(call, x, weakref.ref(output), made, leaves))
+        forward.noted.append(Noted(call, x, x.grad_fn, x._version, weakref.ref(output), made, leaves))
     return True
 
 

@@ -79,7 +79,11 @@ class RowCall(Call):
             x = self.kept.read()[0]
         except RuntimeError:
             return False
-        if not (x.dtype == grad.dtype == probe.left.dtype and max(x.shape[1], grad.shape[1]) <= BLOCK):
+        if not (
+            x.dtype is grad.dtype is probe.left.dtype
+            and x.is_floating_point()
+            and max(x.shape[1], grad.shape[1]) <= BLOCK
+        ):
             return False
         length = torch.linalg.vector_norm
         self.sketch = RowSketch(length(x, dim=1), length(grad, dim=1), x.mv(probe.rights[0]), grad.mv(probe.lefts[0]))

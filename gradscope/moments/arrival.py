@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradscope.contributions import Probe
-from gradscope.contributions.precision import BLOCK, squared_norm
+from gradscope.contributions.precision import squared_norm
 
-#: Vectors up to this many elements are read together: for them calls cost more than what they compute.
-SHORT = 1 << 12
+#: Vectors up to this many elements are put into one table: for them calls cost more than what they compute.
+VECTOR = 1 << 12
+
+#: Elements of larger gradients that are read at a time.
+PART = 1 << 18
+
+#: Elements up to which a product of a float32 gradient with itself is right to 2e-7; at four times as many it is off by 3e-6.
+SHORT = 1 << 19
 
 #: From so many vectors of one length on it pays to make a table of them.
 MANY = 4
@@ -74,44 +81,59 @@ def arrivals_of(grads: Sequence[Tensor], probes: Sequence[Probe]) -> list[Arriva
         grads: dense or sparse.
         probes: random directions for each.
     """
-    found: list[Arrival | None] = [None] * len(grads)
-    vectors: dict[object, list[int]] = {}
-    matrices: dict[object, list[int]] = {}
+    found: dict[int, Arrival] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for i, (grad, probe) in enumerate(zip(grads, probes, strict=True)):
-        dtype = grad.dtype
-        plain = len(probe.lefts) == 1 and grad.layout is torch.strided and dtype in (torch.float32, torch.float64)
-        if plain and grad.dim() == 1 and grad.shape[0] <= SHORT:
-            vectors.setdefault((dtype, grad.device, grad.shape[0]), []).append(i)
-        elif plain and grad.dim() > 1 and grad.is_contiguous() and grad.numel() % BLOCK == 0:
-            matrices.setdefault((dtype, grad.device), []).append(i)
-        else:
+        read = _way(grad) if len(probe.lefts) == 1 else None
+        if read is None:
             found[i] = Arrival.of(grad, probe)
-    for read, groups in ((_vectors, vectors), (_matrices, matrices)):
-        for indices in groups.values():
-            squares, along = read([grads[i].detach() for i in indices], [probes[i] for i in indices])
-            for i, square, one in zip(indices, squares.unbind(), along.unsqueeze(1).unbind(), strict=True):
-                found[i] = Arrival(square, one, grads[i].dtype)
-    return [arrival for arrival in found if arrival is not None]
+        else:
+            groups.setdefault((read, grad.dtype, grad.device, read is _alike and grad.shape[0]), []).append(i)
+    for key in [key for key, indices in groups.items() if key[0] is _alike and len(indices) < MANY]:
+        groups.setdefault((_short, *key[1:3], False), []).extend(groups.pop(key))
+    for (read, *_), indices in groups.items():
+        squares, along = read([grads[i].detach() for i in indices], [probes[i] for i in indices])
+        for i, square, one in zip(indices, squares.unbind(), along.unsqueeze(1).unbind(), strict=True):
+            found[i] = Arrival(square, one, grads[i].dtype)
+    return [found[i] for i in range(len(grads))]
 
 
-def _vectors(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
+def _way(grad: Tensor) -> Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Tensor, Tensor]] | None:
+    """How a gradient is read together with others; None where it is read alone."""
+    if grad.layout is not torch.strided or grad.dtype not in (torch.float32, torch.float64) or not grad.is_contiguous():
+        return None
+    size = grad.numel()
+    if grad.dim() == 1 and size <= VECTOR:
+        return _alike
+    if grad.dim() and size <= SHORT:
+        return _short
+    return _matrices if grad.dim() > 1 and size // grad.shape[0] <= PART else None
+
+
+def _alike(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
     """Squared norms, float64, and projections of vectors of one length."""
-    if len(grads) < MANY:
-        pairs = [(grad.dot(grad), grad.dot(probe.lefts[0])) for grad, probe in zip(grads, probes, strict=True)]
-        squares, along = zip(*pairs, strict=True)
-        return torch.stack(squares).double(), torch.stack(along)
     table = torch.stack(list(grads))
     lengths: Tensor = torch.linalg.vector_norm(table, dim=1)
     return lengths.double().square_(), table.mul_(torch.stack([probe.lefts[0] for probe in probes])).sum(1)
 
 
-def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
-    """The same of gradients that are a multiple of a block long: float32 sums over longer rows would lose digits."""
-    lengths, along = [], []
+def _short(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
+    """The same of gradients that are short enough for one product to keep its digits."""
+    squares, along = [], []
     for grad, probe in zip(grads, probes, strict=True):
-        blocks: Tensor = torch.linalg.vector_norm(grad.view(-1, BLOCK), dim=1)
-        lengths.append(torch.linalg.vector_norm(blocks, dtype=torch.float64))
+        flat, left, right = grad.view(-1), probe.lefts[0], probe.rights[0]
+        squares.append(flat.dot(flat))
+        along.append(flat.dot(left) if right.shape[0] == 1 else left.dot(grad.view(left.shape[0], -1).mv(right)))
+    return torch.stack(squares).double(), torch.stack(along)
+
+
+def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
+    """The same of larger ones, a few rows at a time: the second look finds in cache what the first one has read."""
+    squares, along = [], []
+    for grad, probe in zip(grads, probes, strict=True):
         left, right = probe.lefts[0], probe.rights[0]
-        rows = grad if grad.dim() == 2 else grad.view(left.shape[0], -1)
-        along.append(left.dot(rows.mv(right) if right.shape[0] > 1 else rows.view(-1)))
-    return torch.stack(lengths).square_(), torch.stack(along)
+        rows = grad.view(left.shape[0], -1).split(max(1, PART // right.shape[0]))
+        found = [(flat.dot(flat), part.mv(right)) for part in rows for flat in (part.view(-1),)]
+        squares.append(torch.stack([square for square, _ in found]).sum(dtype=torch.float64))
+        along.append(left.dot(torch.cat([part for _, part in found])))
+    return torch.stack(squares), torch.stack(along)
