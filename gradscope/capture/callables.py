@@ -85,4 +85,5 @@ def _note_added(reference: weakref.ref[Recorder], index: int, parameter: Tensor)
     if recorder.backward is not None:
         recorder.backward.added.add(index)
     elif recorder.tagging is None:
-        recorder.added_first(index)
+        # A failure of ours must never end the user's backward.
+        recorder.shielded(recorder.added_first)(index)

@@ -66,6 +66,9 @@ class RowCall(Call):
             return False
         if not recorder.enter(forward) or recorder.more_backwards() or self.by_operators or forward.tags is not None:
             return False
+        if self.grad is not None:
+            # An earlier backward of a kept graph came by.
+            return False
         known = layouts.known(self.place)
         if type(known) is not BatchDim or known.dim or layouts.negligible or grad.shape[0] != forward.samples:
             return False

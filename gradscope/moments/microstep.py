@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,11 +66,8 @@ class Measured:
     assumed: bool = False
     dtype: torch.dtype = torch.float64
 
-    def __init__(self, rule: str = "", reason: str = "") -> None:
-        if rule:
-            self.rule = rule
-        if reason:
-            self.reason = reason
+    def __init__(self, **known: Any) -> None:
+        self.__dict__.update(known)
 
     @property
     def described(self) -> bool:
