@@ -30,6 +30,7 @@ class FusedOuter(Outer):
 
     def __init__(self, outer: Outer) -> None:
         super().__init__(outer.inputs, outer.grads, outer.shape)
+        self.bias = outer.bias
         self.summed: Tensor | None = None
 
     def figures(

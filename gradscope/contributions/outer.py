@@ -12,6 +12,7 @@ from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.gram import SharedBlocks
+from gradscope.contributions.outer_bias import OuterBias, sums_along
 from gradscope.contributions.outer_norms import (
     GRAM,
     PRODUCTS,
@@ -38,12 +39,14 @@ class Outer(Contribution):
 
     Attributes:
         shared_inputs: the same of ``inputs``.
+        bias: the bias that was added to the product, whose sums the probe comes by; None where there is none.
 
     A parameter that keeps its input dimension first (``[d, p]``) is described by swapping the two factors.
     """
 
     shared: SharedBlocks | None = None
     shared_inputs: SharedBlocks | None = None
+    bias: OuterBias | None = None
 
     def __init__(self, inputs: Tensor, grads: Tensor, shape: torch.Size, shared: SharedBlocks | None = None) -> None:
         self.shared = shared
@@ -102,6 +105,10 @@ class Outer(Contribution):
     def probe(self, probe: Probe) -> Tensor:
         n, groups, positions, p = self.grads.shape
         right = project(self.inputs.reshape(-1, self.inputs.shape[3]), probe.right)
+        if self.bias is not None:
+            sums = sums_along(self.grads[:, 0], right.reshape(-1, n, positions))
+            self.bias.found(sums[:, 0])
+            return widen((sums[:, 1:] * probe.left).sum(2))
         if groups == 1:
             left = project(self.grads.reshape(-1, p), probe.left)
         else:
