@@ -96,11 +96,13 @@ class Outer(Contribution):
                 by_gram(self.inputs, self.grads, workspace, (self.shared_inputs, self.shared)), algorithm=algorithm
             )
         p, d = self.grads.shape[3], self.inputs.shape[3]
-        # Each way reads what it needs once for each direction.
-        small = p * d < self.inputs.shape[2] * (p + d) or large(self.inputs, self.grads)
-        found = by_products(self.inputs, self.grads, probe if small else None, moments=moments, workspace=workspace)
-        moment = found.second_moment
-        return found if moment is None else replace(found, second_moment=moment.reshape(self.shape))
+        along = None
+        if probe is not None and (large(self.inputs, self.grads) or p * d >= self.inputs.shape[2] * (p + d)):
+            # The factors are what reads less. Before the products, which find them in cache.
+            along, probe = self.probe(probe), None
+        found = by_products(self.inputs, self.grads, probe, moments=moments, workspace=workspace)
+        moment = found.second_moment if found.second_moment is None else found.second_moment.reshape(self.shape)
+        return replace(found, probes=found.probes if along is None else along, second_moment=moment)
 
     def probe(self, probe: Probe) -> Tensor:
         n, groups, positions, p = self.grads.shape

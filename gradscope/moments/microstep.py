@@ -206,7 +206,11 @@ class MicroStep:
         probe = leaf.probe
         if self.spot is not None or probe is None or len(probe.lefts) != 1:
             return False
-        if type(contribution) in (Dense, OuterBias) and contribution.short and not (self.moments and self.chosen is not None):
+        if (
+            type(contribution) in (Dense, OuterBias)
+            and contribution.short
+            and not (self.moments and self.chosen is not None)
+        ):
             values = record.sketch = contribution.values
             alike = (values.shape, values.dtype, values.device, probe.left.dtype)
             self.vectors.setdefault(alike, []).append((values, probe.lefts[0], record))
