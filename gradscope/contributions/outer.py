@@ -12,7 +12,7 @@ from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.gram import SharedBlocks
-from gradscope.contributions.outer_bias import OuterBias, sums_along
+from gradscope.contributions.outer_bias import OuterBias, along, sums_along
 from gradscope.contributions.outer_norms import (
     GRAM,
     PRODUCTS,
@@ -26,6 +26,10 @@ from gradscope.contributions.outer_norms import (
 from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.workspace import Workspace
+
+
+#: From so many positions on, probes are taken from sums along them.
+POSITIONS = 8
 
 
 class Outer(Contribution):
@@ -106,17 +110,26 @@ class Outer(Contribution):
 
     def probe(self, probe: Probe) -> Tensor:
         n, groups, positions, p = self.grads.shape
+        if groups == 1 and positions >= POSITIONS:
+            return self._probe_by_sums(probe)
         right = project(self.inputs.reshape(-1, self.inputs.shape[3]), probe.right)
-        if self.bias is not None:
-            sums = sums_along(self.grads[:, 0], right.reshape(-1, n, positions))
-            self.bias.found(sums[:, 0])
-            return widen((sums[:, 1:] * probe.left).sum(2))
         if groups == 1:
             left = project(self.grads.reshape(-1, p), probe.left)
         else:
             left = torch.einsum("ngtp,kgp->kngt", self.grads, probe.left.reshape(-1, groups, p)).flatten(1)
         products = (left * right).reshape(-1, n, groups * positions)
         return widen(products[:, :, 0] if products.shape[2] == 1 else products.sum(2)).T
+
+    def _probe_by_sums(self, probe: Probe) -> Tensor:
+        """``(Σₜ (gₜ·u) aₜ)·v`` or ``u·(Σₜ (aₜ·v) gₜ)``: sums along positions read twice as fast as products with a direction."""
+        inputs, grads = self.inputs[:, 0], self.grads[:, 0]
+        if inputs.shape[2] > grads.shape[2]:
+            return along(sums_along(inputs, project(grads.flatten(0, 1), probe.left)), probe.right)
+        sums = sums_along(grads, project(inputs.flatten(0, 1), probe.right), ones=self.bias is not None)
+        if self.bias is None:
+            return along(sums, probe.left)
+        self.bias.found(sums[:, 0])
+        return along(sums[:, 1:], probe.left)
 
     def dense(self) -> Tensor:
         return (self.grads.transpose(2, 3) @ self.inputs).reshape(self.samples, *self.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.contributions.dense import Dense
+from gradscope.contributions.dense import Dense, widen
 
 
 class OuterBias(Dense):
@@ -43,16 +43,28 @@ class OuterBias(Dense):
         self._values, self._grads = values, None
 
 
-def sums_along(grads: Tensor, right: Tensor) -> Tensor:
-    """``Σₜ grads[i, t]`` and ``Σₜ right[j, i, t] grads[i, t]`` in one product, ``[n, 1 + k, p]``.
+def sums_along(factor: Tensor, weights: Tensor, *, ones: bool = False) -> Tensor:
+    """``Σₜ weights[j, i, t] factor[i, t]``, ``[n, k, p]``; with ``ones`` also ``Σₜ factor[i, t]``, as the first of ``1 + k``.
 
-    What reads the gradients for the one has them in cache for the other; as a product it takes no longer than the sum alone.
+    What reads the factor for the one has it in cache for the other; as one product they take no longer than the sum alone.
 
     Args:
-        grads: ``[n, T, p]``.
-        right: ``[k, n, T]``.
+        factor: ``[n, T, p]``.
+        weights: ``[k, n·T]``.
+        ones: whether the sum without weights is wanted too.
     """
-    k, n, positions = right.shape
-    rows = right.new_ones(n, 1 + k, positions)
-    rows[:, 1:] = right.transpose(0, 1)
-    return torch.bmm(rows, grads)
+    n, positions = factor.shape[:2]
+    rows = weights.reshape(-1, n, positions).transpose(0, 1)
+    if ones:
+        rows = torch.cat([rows.new_ones(n, 1, positions), rows], dim=1)
+    return torch.bmm(rows, factor)
+
+
+def along(sums: Tensor, directions: Tensor) -> Tensor:
+    """``⟨sums[i, j], directionⱼ⟩``, in double precision ``[n, k]``.
+
+    Args:
+        sums: ``[n, k, p]``.
+        directions: ``[k, p]``.
+    """
+    return widen((sums * directions).sum(2))
