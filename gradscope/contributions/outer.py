@@ -27,7 +27,6 @@ from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.workspace import Workspace
 
-
 #: From so many positions on, probes are taken from sums along them.
 POSITIONS = 8
 
