@@ -61,7 +61,7 @@ class FusedCall(Call):
         super().__init__(recorder, plan, forward, Lent(), key)
         self.fusing = False
         self.product: FusedOuter | FusedConvolution | None = None
-        self.bias: Tensor | None = None
+        self.bias: Dense | None = None
 
     def _describe(self, grad: Tensor, layout: Layout) -> dict[str, Contribution]:
         described = super()._describe(grad, layout)
@@ -70,7 +70,7 @@ class FusedCall(Call):
             if found is not None:
                 described["weight"] = self.product = found
             bias = described.get("bias")
-            self.bias = bias.values if isinstance(bias, Dense) else None
+            self.bias = bias if isinstance(bias, Dense) else None
         return described
 
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, *, once: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -92,7 +92,7 @@ class FusedCall(Call):
             total = None if self.product is None else self.product.summed
             if total is not None and (total.shape != weight.shape or total.dtype != weight.dtype):
                 total = None
-            bias = self.bias.sum(0) if total is not None and self.bias is not None else None
+            bias = self.bias.values.sum(0) if total is not None and self.bias is not None else None
         finally:
             self.fusing, self.product, self.bias = False, None, None
             if self.grad is None:

@@ -4,6 +4,7 @@ from gradscope.contributions.contribution import Contribution, Probe
 from gradscope.contributions.convolution import Convolution
 from gradscope.contributions.dense import Dense, settle_vectors
 from gradscope.contributions.outer import Outer
+from gradscope.contributions.outer_bias import OuterBias
 from gradscope.contributions.row import Row, RowBias, RowSketch, settle
 from gradscope.contributions.scatter import Scatter
 from gradscope.contributions.uses import sum_of_uses
@@ -13,6 +14,7 @@ __all__ = [
     "Convolution",
     "Dense",
     "Outer",
+    "OuterBias",
     "Probe",
     "Row",
     "RowBias",

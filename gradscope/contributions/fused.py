@@ -30,17 +30,19 @@ class FusedOuter(Outer):
 
     def __init__(self, outer: Outer) -> None:
         super().__init__(outer.inputs, outer.grads, outer.shape)
+        self.bias = outer.bias
         self.summed: Tensor | None = None
 
     def figures(
         self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
     ) -> Figures:
-        directions = None if probe is None else (probe.lefts, probe.rights)
+        # Before the products, which find the factors in cache.
+        along = None if probe is None else self.probe(probe)
         sums = sums_of_products(
-            self.grads[:, 0], self.inputs[:, 0], workspace or Workspace(), moments=moments, directions=directions
+            self.grads[:, 0], self.inputs[:, 0], workspace or Workspace(), moments=moments, alone=True
         ).shaped(self.shape)
         self.summed = sums.total
-        return sums.figures()
+        return replace(sums.figures(), probes=along)
 
 
 class FusedConvolution(Convolution):

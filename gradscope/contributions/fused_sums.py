@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gradscope.contributions.figures import Figures
-from gradscope.contributions.one_by_one import SMALL, Directions, OneByOne, probes_of
+from gradscope.contributions.one_by_one import SMALL, OneByOne
 from gradscope.contributions.precision import row_squares
 from gradscope.contributions.products import turned
 from gradscope.contributions.workspace import Workspace
@@ -64,7 +64,7 @@ class FusedSums:
 
 
 def sums_of_products(
-    first: Tensor, second: Tensor, workspace: Workspace, *, moments: bool, directions: Directions | None = None
+    first: Tensor, second: Tensor, workspace: Workspace, *, moments: bool, alone: bool = False
 ) -> FusedSums:
     """Sums over samples of ``hᵢ = Σₜ first[i, t]ᵀ second[i, t]``, each built once.
 
@@ -73,7 +73,7 @@ def sums_of_products(
         second: ``[n, T, b]``.
         workspace: scratch memory.
         moments: whether second moments are wanted.
-        directions: for probes, or None.
+        alone: whether threads share each product, however small, instead of the products of a batch.
 
     Returns:
         Sums of shape ``[a, b]``.
@@ -82,16 +82,14 @@ def sums_of_products(
     if not first.is_cpu or a * b < SMALL:
         chunk = workspace.room(a * b, first)
         products = (f.mT @ s for f, s in zip(first.split(chunk), second.split(chunk), strict=True))
-        found = sums_of_chunks(products, moments=moments)
-        return found if directions is None else replace(found, probes=probes_of(first, second, directions).double())
+        return sums_of_chunks(products, moments=moments)
     # More rows than columns are faster.
     other = a < b
     if other:
         first, second = second, first
-        directions = None if directions is None else (directions[1], directions[0])
     size = (first.shape[2], second.shape[2])
     built = OneByOne(
-        first.shape[0], size, first, summed=True, moments=moments, directions=directions, memory=workspace, turned=other
+        first.shape[0], size, first, summed=True, moments=moments, memory=workspace, turned=other, alone=alone
     )
     built.take(first.mT, second, 0, workspace)
     return sums_one_by_one(built).shaped(torch.Size((a, b)), transposed=other, workspace=workspace)
@@ -101,7 +99,7 @@ def sums_one_by_one(built: OneByOne) -> FusedSums:
     """What has been built one by one."""
     if built.total is None:
         raise ValueError("the products were not added up")
-    return FusedSums(built.total, built.squares(), built.second_moment, built.probes())
+    return FusedSums(built.total, built.squares(), built.second_moment)
 
 
 def sums_of_chunks(chunks: Iterable[Tensor], *, moments: bool) -> FusedSums:

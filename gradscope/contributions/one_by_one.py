@@ -20,9 +20,6 @@ ALONE, WIDE = 1 << 25, 1 << 16
 #: Multiply-adds of one sample's product from which on its calls weigh little.
 LARGE = 1 << 22
 
-#: Directions ``uⱼ`` and ``vⱼ`` for the rows and the columns of a product.
-Directions = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-
 
 class OneByOne:
     """Sums over samples of products ``hᵢ = firstᵢ secondᵢ`` and of their squares, filled in a few samples at a time.
@@ -35,9 +32,9 @@ class OneByOne:
         like: a tensor of their dtype and device.
         summed: whether the sum is wanted.
         moments: whether the elementwise sum of squares is wanted.
-        directions: for probes from the factors, which are in cache too, or None.
         memory: for the sum of squares; by default fresh.
         turned: whether that sum will be turned round, so that scratch memory will do.
+        alone: whether threads share each product, however small, instead of the products of a batch.
 
     Attributes:
         total: ``Σᵢ hᵢ``, ``[a, b]``, or None.
@@ -46,14 +43,13 @@ class OneByOne:
 
     def __init__(
         self, samples: int, size: tuple[int, int], like: Tensor,
-        *, summed: bool, moments: bool, directions: Directions | None = None, memory: Workspace | None = None,
-        turned: bool = False,
+        *, summed: bool, moments: bool, memory: Workspace | None = None, turned: bool = False, alone: bool = False,
     ) -> None:  # fmt: skip
         memory = memory or Workspace()
         self.total = like.new_empty(size) if summed else None
         self.second_moment = memory.moment(torch.Size(size), like, turned=turned) if moments else None
         self._lengths = like.new_empty(samples, size[0])
-        self._along = None if directions is None else Along(samples, like, directions)
+        self._alone = alone
 
     def take(self, first: Tensor, second: Tensor, sample: int, workspace: Workspace) -> None:
         """Build and take the products of some samples.
@@ -65,83 +61,43 @@ class OneByOne:
             workspace: scratch memory.
         """
         (c, a, length), b = first.shape, second.shape[2]
-        if self._along is None and (a * b * length < ALONE or a * b < WIDE):
-            for i in range(0, c, pieces(c, workspace.room(a * b, first))):
-                part = slice(i, i + pieces(c, workspace.room(a * b, first)))
-                product = workspace.buffer("product", (*first[part].shape[:2], b), first)
-                built = torch.bmm(first[part], second[part], out=product)
-                self._take(built, slice(sample + i, sample + i + len(built)), slice(None))
+        if self._alone or (a * b * length >= ALONE and a * b >= WIDE):
+            rows = pieces(a, workspace.room(b, first, min(a, THIN)))
+            for start in range(0, a, rows):
+                self._take_alone(first, second, sample, slice(start, min(a, start + rows)), workspace)
             return
-        rows = pieces(a, workspace.room(b, first, min(a, THIN)))
-        columns = second.unbind()
-        for start in range(0, a, rows):
-            block = slice(start, min(a, start + rows))
-            product = workspace.buffer("product", (1, block.stop - start, b), first)
-            for i, (row, column) in enumerate(zip(first[:, block].unbind(), columns, strict=True)):
-                torch.mm(row, column, out=product[0])
-                self._take(product, slice(sample + i, sample + i + 1), block)
-                if self._along is not None and not start:
-                    self._along.take(first[i].mT, column, sample + i)
+        for i in range(0, c, pieces(c, workspace.room(a * b, first))):
+            part = slice(i, i + pieces(c, workspace.room(a * b, first)))
+            product = workspace.buffer("product", (*first[part].shape[:2], b), first)
+            built = torch.bmm(first[part], second[part], out=product)
+            self._take(built, slice(sample + i, sample + i + len(built)))
 
-    def _take(self, built: Tensor, samples: slice, rows: slice) -> None:
-        torch.linalg.vector_norm(built, dim=2, out=self._lengths[samples, rows])
+    def _take_alone(self, first: Tensor, second: Tensor, sample: int, rows: slice, workspace: Workspace) -> None:
+        product = workspace.buffer("product", (rows.stop - rows.start, second.shape[2]), first)
+        total = None if self.total is None else self.total[rows]
+        moment = None if self.second_moment is None else self.second_moment[rows]
+        lengths = self._lengths[sample : sample + len(first), rows].unbind()
+        parts = zip(first[:, rows].unbind(), second.unbind(), lengths, strict=True)
+        for i, (left, right, length) in enumerate(parts, sample):
+            # The first one is the sum so far.
+            built = torch.mm(left, right, out=product if i or total is None else total)
+            torch.linalg.vector_norm(built, dim=1, out=length)
+            if moment is not None:
+                moment.addcmul_(built, built) if i else torch.mul(built, built, out=moment)
+            if total is not None and i:
+                total.add_(built)
+
+    def _take(self, built: Tensor, samples: slice) -> None:
+        torch.linalg.vector_norm(built, dim=2, out=self._lengths[samples])
         fresh = samples.start == 0
         for one in built.unbind():
             if self.second_moment is not None:
-                squares = self.second_moment[rows]
+                squares = self.second_moment
                 torch.mul(one, one, out=squares) if fresh else squares.addcmul_(one, one)
             if self.total is not None:
-                sums = self.total[rows]
-                sums.copy_(one) if fresh else sums.add_(one)
+                self.total.copy_(one) if fresh else self.total.add_(one)
             fresh = False
 
     def squares(self) -> Tensor:
         """``‖hᵢ‖²``, float64 ``[n]``."""
         return self._lengths.double().square_().sum(1)
-
-    def probes(self) -> Tensor | None:
-        """``uⱼᵀhᵢvⱼ``, float64 ``[n, k]``; None without directions."""
-        return None if self._along is None else self._along.probes()
-
-
-class Along:
-    """Factors along directions, one sample after another, while they are in cache.
-
-    Args:
-        samples: n.
-        like: a tensor of the factors' dtype and device.
-        directions: for probes.
-    """
-
-    def __init__(self, samples: int, like: Tensor, directions: Directions) -> None:
-        self._samples, self._like, self._directions = samples, like, directions
-        self._found: tuple[Tensor, Tensor] | None = None
-
-    def take(self, first: Tensor, second: Tensor, i: int) -> None:
-        """One sample's factors, ``[T, a]`` and ``[T, b]``."""
-        if self._found is None:
-            shape = (len(self._directions[0]), self._samples, first.shape[0])
-            self._found = self._like.new_empty(shape), self._like.new_empty(shape)
-        for factor, directions, found in zip((first, second), self._directions, self._found, strict=True):
-            for direction, into in zip(directions, found, strict=True):
-                torch.mv(factor, direction, out=into[i])
-
-    def probes(self) -> Tensor | None:
-        """``uⱼᵀhᵢvⱼ``, float64 ``[n, k]``."""
-        if self._found is None:
-            return None
-        left, right = self._found
-        return left.mul_(right).sum(2).double().T
-
-
-def probes_of(first: Tensor, second: Tensor, directions: Directions) -> Tensor:
-    """``Σₜ (first[i, t]·uⱼ)(second[i, t]·vⱼ)``, ``[..., k]``, of factors ``[..., T, a]`` and ``[..., T, b]``."""
-    products = [_along(first, u).mul_(_along(second, v)).sum(-1) for u, v in zip(*directions, strict=True)]
-    return torch.stack(products, dim=-1)
-
-
-def _along(factor: Tensor, direction: Tensor) -> Tensor:
-    # A transposed factor would be copied.
-    if factor.stride(-1) == 1:
-        return torch.matmul(factor, direction)
-    return torch.matmul(direction.unsqueeze(0), factor.mT).squeeze(-2)

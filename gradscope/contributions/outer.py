@@ -12,6 +12,7 @@ from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.gram import SharedBlocks
+from gradscope.contributions.outer_bias import OuterBias, along, sums_along
 from gradscope.contributions.outer_norms import (
     GRAM,
     PRODUCTS,
@@ -26,6 +27,9 @@ from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.workspace import Workspace
 
+#: From so many positions on, probes are taken from sums along them.
+POSITIONS = 8
+
 
 class Outer(Contribution):
     """``hᵢ = Σₜ grads[i, t]ᵀ inputs[i, t]``, block by block where the layer has groups.
@@ -38,12 +42,14 @@ class Outer(Contribution):
 
     Attributes:
         shared_inputs: the same of ``inputs``.
+        bias: the bias that was added to the product, whose sums the probe comes by; None where there is none.
 
     A parameter that keeps its input dimension first (``[d, p]``) is described by swapping the two factors.
     """
 
     shared: SharedBlocks | None = None
     shared_inputs: SharedBlocks | None = None
+    bias: OuterBias | None = None
 
     def __init__(self, inputs: Tensor, grads: Tensor, shape: torch.Size, shared: SharedBlocks | None = None) -> None:
         self.shared = shared
@@ -93,14 +99,18 @@ class Outer(Contribution):
                 by_gram(self.inputs, self.grads, workspace, (self.shared_inputs, self.shared)), algorithm=algorithm
             )
         p, d = self.grads.shape[3], self.inputs.shape[3]
-        # Each way reads what it needs once for each direction.
-        small = p * d < self.inputs.shape[2] * (p + d) or large(self.inputs, self.grads)
-        found = by_products(self.inputs, self.grads, probe if small else None, moments=moments, workspace=workspace)
-        moment = found.second_moment
-        return found if moment is None else replace(found, second_moment=moment.reshape(self.shape))
+        along = None
+        if probe is not None and (large(self.inputs, self.grads) or p * d >= self.inputs.shape[2] * (p + d)):
+            # The factors are what reads less. Before the products, which find them in cache.
+            along, probe = self.probe(probe), None
+        found = by_products(self.inputs, self.grads, probe, moments=moments, workspace=workspace)
+        moment = found.second_moment if found.second_moment is None else found.second_moment.reshape(self.shape)
+        return replace(found, probes=found.probes if along is None else along, second_moment=moment)
 
     def probe(self, probe: Probe) -> Tensor:
         n, groups, positions, p = self.grads.shape
+        if groups == 1 and positions >= POSITIONS:
+            return self._probe_by_sums(probe)
         right = project(self.inputs.reshape(-1, self.inputs.shape[3]), probe.right)
         if groups == 1:
             left = project(self.grads.reshape(-1, p), probe.left)
@@ -108,6 +118,17 @@ class Outer(Contribution):
             left = torch.einsum("ngtp,kgp->kngt", self.grads, probe.left.reshape(-1, groups, p)).flatten(1)
         products = (left * right).reshape(-1, n, groups * positions)
         return widen(products[:, :, 0] if products.shape[2] == 1 else products.sum(2)).T
+
+    def _probe_by_sums(self, probe: Probe) -> Tensor:
+        """``(Σₜ (gₜ·u) aₜ)·v`` or ``u·(Σₜ (aₜ·v) gₜ)``: sums along positions read twice as fast as products with a direction."""
+        inputs, grads = self.inputs[:, 0], self.grads[:, 0]
+        if inputs.shape[2] > grads.shape[2]:
+            return along(sums_along(inputs, project(grads.flatten(0, 1), probe.left)), probe.right)
+        sums = sums_along(grads, project(inputs.flatten(0, 1), probe.right), ones=self.bias is not None)
+        if self.bias is None:
+            return along(sums, probe.left)
+        self.bias.found(sums[:, 0])
+        return along(sums[:, 1:], probe.left)
 
     def dense(self) -> Tensor:
         return (self.grads.transpose(2, 3) @ self.inputs).reshape(self.samples, *self.shape)

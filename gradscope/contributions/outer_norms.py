@@ -93,7 +93,7 @@ def _gram(
 
 
 def large(inputs: Tensor, grads: Tensor) -> bool:
-    """Whether one product at a time is fastest, so that probes cost next to nothing beside it."""
+    """Whether one product at a time is fastest."""
     _, groups, positions, d = inputs.shape
     return groups == 1 and inputs.is_cpu and not inputs.is_complex() and positions * d * grads.shape[3] >= LARGE
 
@@ -101,7 +101,10 @@ def large(inputs: Tensor, grads: Tensor) -> bool:
 def by_products(
     inputs: Tensor, grads: Tensor, probe: Probe | None, *, moments: bool = False, workspace: Workspace | None = None
 ) -> Figures:
-    """Each sample's gradient built, reduced and dropped, a few samples at a time; the moment as ``[groups, p, d]``."""
+    """Each sample's gradient built, reduced and dropped, a few samples at a time; the moment as ``[groups, p, d]``.
+
+    Probes only where products are small: otherwise the factors answer sooner.
+    """
     workspace = workspace or Workspace()
     n, groups, positions, d = inputs.shape
     p = grads.shape[3]
@@ -110,18 +113,15 @@ def by_products(
     first, second = (inputs, grads) if transposed else (grads, inputs)
     size = (groups, first.shape[3], second.shape[3])
     if large(inputs, grads):
-        directions = None
-        if probe is not None:
-            directions = (probe.rights, probe.lefts) if transposed else (probe.lefts, probe.rights)
         built = OneByOne(
-            n, (size[1], size[2]), inputs, summed=False, moments=moments, directions=directions, memory=workspace,
-            turned=transposed,
+            n, (size[1], size[2]), inputs, summed=False, moments=moments, memory=workspace, turned=transposed,
+            alone=True,
         )  # fmt: skip
         built.take(first[:, 0].mT, second[:, 0], 0, workspace)
         moment = built.second_moment
         if moment is not None:
             moment = (turned(moment, workspace) if transposed else moment).unsqueeze(0)
-        return Figures(built.squares(), built.probes(), moment, PRODUCTS)
+        return Figures(built.squares(), None, moment, PRODUCTS)
     reduction = Reduction(n, size, probe, inputs, moments=moments, transposed=transposed)
     # At least two at once, so that two threads have a product each.
     room = workspace.room(groups * d * p, inputs, 2)

@@ -208,7 +208,8 @@ class MicroStep:
         probe = leaf.probe
         if self.spot is not None or probe is None or len(probe.lefts) != 1:
             return False
-        if type(contribution) is Dense and contribution.short and not (self.moments and self.chosen is not None):
+        apart = self.moments and self.chosen is not None
+        if isinstance(contribution, Dense) and type(contribution) is not RowBias and contribution.short and not apart:
             values = record.sketch = contribution.values
             alike = (values.shape, values.dtype, values.device, probe.left.dtype)
             self.vectors.setdefault(alike, []).append((values, probe.lefts[0], record))

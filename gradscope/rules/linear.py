@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from gradscope.contributions import Contribution, Dense, Outer, Row, RowBias
+from gradscope.contributions import Contribution, Outer, OuterBias, Row, RowBias
 from gradscope.rules.rule import Rule, owns
 
 
@@ -28,7 +28,7 @@ def describe_linear(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> di
     weight = Outer(x.reshape(n, 1, -1, x.shape[-1]), grads, module._parameters["weight"].shape)  # type: ignore[union-attr]
     described: dict[str, Contribution] = {"weight": weight}
     if module._parameters.get("bias") is not None:
-        described["bias"] = Dense(weight.grads[:, 0].sum(1))
+        described["bias"] = weight.bias = OuterBias(weight.grads[:, 0])
     return described
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
@@ -14,13 +15,22 @@ from gradscope.errors import MixedSamplesError
 from gradscope.rules.rule import Rule, owns
 
 
-def _trailing(module: Module, normalized: Tensor, grad: Tensor) -> dict[str, Contribution]:
-    """Scale and shift over the last dimensions; everything between them and the samples is summed. Overwrites ``normalized``."""
+def _trailing(module: Module, x: Tensor, grad: Tensor, *, centred: bool) -> dict[str, Contribution]:
+    """Scale and shift over the last dimensions, ``Σₜ gₜ x̂ₜ`` and ``Σₜ gₜ`` over everything between them and the samples.
+
+    ``x̂ₜ = (xₜ - mean) / √(variance + eps)``, without the mean where it is not ``centred``. The factor of each position enters
+    where positions are summed, so that ``x̂`` is never written.
+    """
     n, shape = grad.shape[0], cast(Tensor, module.weight).shape
-    grad = working(grad)
-    described: dict[str, Contribution] = {"weight": Dense(normalized.mul_(grad).reshape(n, -1, *shape).sum(1))}
+    size = shape.numel()
+    x, grad = working(x).reshape(n, -1, size), working(grad).reshape(n, -1, size)
+    x = x - x.mean(2, keepdim=True) if centred else x
+    eps = torch.finfo(x.dtype).eps if module.eps is None else cast(float, module.eps)
+    factors = torch.linalg.vector_norm(x, dim=2).square_().div_(size).add_(eps).rsqrt_()
+    met = x.mul_(grad) if centred else x * grad
+    described: dict[str, Contribution] = {"weight": Dense(torch.bmm(factors.unsqueeze(1), met).reshape(n, *shape))}
     if module._parameters.get("bias") is not None:
-        described["bias"] = Dense(grad.reshape(n, -1, *shape).sum(1))
+        described["bias"] = Dense(grad.sum(1).reshape(n, *shape))
     return described
 
 
@@ -36,12 +46,12 @@ def _channels(module: Module, normalized: Tensor, grad: Tensor) -> dict[str, Con
 
 def describe_layer_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
     """``x̂`` over the normalised shape."""
-    return _trailing(module, F.layer_norm(working(inputs[0]), module.normalized_shape, eps=module.eps), grad)  # type: ignore
+    return _trailing(module, inputs[0], grad, centred=True)
 
 
 def describe_rms_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
     """``x / rms(x)`` over the normalised shape."""
-    return _trailing(module, F.rms_norm(working(inputs[0]), module.normalized_shape, eps=module.eps), grad)  # type: ignore
+    return _trailing(module, inputs[0], grad, centred=False)
 
 
 def describe_group_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:

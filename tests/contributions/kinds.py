@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradscope.contributions import Contribution, Convolution, Dense, Outer, Scatter, sum_of_uses
+from gradscope.contributions import Contribution, Convolution, Dense, Outer, OuterBias, Scatter, sum_of_uses
 from gradscope.contributions.geometry import Geometry
 
 N = 5
@@ -49,6 +49,16 @@ def dense(*shape: int) -> tuple[Contribution, Tensor]:
     return Dense(values), values
 
 
+def outer_bias(n: int, t: int, p: int) -> tuple[Contribution, Tensor]:
+    grads = torch.randn(n, t, p, dtype=torch.float64)
+    return OuterBias(grads), sum(grads[:, s] for s in range(t))
+
+
+def with_bias(pair: tuple[Contribution, Tensor]) -> tuple[Contribution, Tensor]:
+    pair[0].bias = OuterBias(pair[0].grads[:, 0])
+    return pair
+
+
 def uses(*parts: tuple[Contribution, Tensor]) -> tuple[Contribution, Tensor]:
     found, truths = zip(*parts, strict=True)
     return sum_of_uses(found), torch.stack([t.reshape(found[0].samples, *found[0].shape) for t in truths]).sum(0)
@@ -60,6 +70,10 @@ KINDS = {
     "outer, Gram": lambda: outer(N, 1, 2, 9, 8),
     "outer, groups": lambda: outer(N, 3, 2, 4, 2),
     "outer, complex": lambda: outer(N, 1, 2, 9, 8, torch.complex128),
+    "outer and bias, Gram": lambda: with_bias(outer(N, 1, 2, 9, 8)),
+    "outer and bias, products": lambda: with_bias(outer(N, 1, 6, 2, 3)),
+    "outer and bias, complex": lambda: with_bias(outer(N, 1, 2, 9, 8, torch.complex128)),
+    "bias over positions": lambda: outer_bias(N, 4, 3),
     "scatter": lambda: scatter(N, 4, 3, 2),
     "scatter of nothing": lambda: scatter(N, 0, 3, 2),
     "convolution": lambda: convolution(1, 1, 1),

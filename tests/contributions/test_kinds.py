@@ -4,7 +4,7 @@ import pytest
 import torch
 from kinds import KINDS, N
 
-from gradscope.contributions import Probe
+from gradscope.contributions import Probe, outer
 
 EVERY = pytest.mark.parametrize("kind", list(KINDS))
 
@@ -56,7 +56,9 @@ def test_total_is_the_sum_and_one_is_one_sample(kind):
 
 
 @EVERY
-def test_probes_are_inner_products_with_the_same_directions_as_of_the_gradient(kind):
+@pytest.mark.parametrize("positions", [1, 1 << 30], ids=["sums along positions", "products with directions"])
+def test_probes_are_inner_products_with_the_same_directions_as_of_the_gradient(monkeypatch, kind, positions):
+    monkeypatch.setattr(outer, "POSITIONS", positions)
     contribution, truth = made(kind)
     truth = truth.reshape(N, *contribution.shape)
     probe = Probe.draw(truth[0], torch.Generator().manual_seed(0))

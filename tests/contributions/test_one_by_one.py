@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gradscope.contributions import Outer, Probe
+from gradscope.contributions import Outer, OuterBias, Probe
 from gradscope.contributions.choice import Forced
 from gradscope.contributions.outer_norms import large
 from gradscope.contributions.workspace import Workspace
@@ -43,3 +43,24 @@ def test_memory_that_was_given_back_is_lent_again_and_no_other():
     third, fourth = (workspace.lend(torch.Size((6,)), like) for _ in range(2))
     assert third.data_ptr() == second.data_ptr()
     assert fourth.data_ptr() not in {first.data_ptr(), second.data_ptr(), stranger.data_ptr()}
+
+
+@pytest.mark.parametrize("algorithm", ["Gram", "products"])
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(("t", "d", "p"), [(6, 3, 4), (9, 3, 4), (9, 4, 3), (64, 256, 264)])
+def test_a_biass_sums_come_with_the_weights_probe_or_alone(algorithm, k, t, d, p):
+    generator = torch.Generator().manual_seed(2)
+    inputs, grads = (torch.randn(3, 1, t, width, generator=generator, dtype=torch.float64) for width in (d, p))
+    outer, alone = Outer(inputs, grads, torch.Size((p, d))), OuterBias(grads[:, 0])
+    full = outer.dense()
+    probe = Probe.draw(full[0], generator, k=k)
+    unbiased = outer.probe(probe)
+    outer.bias = OuterBias(grads[:, 0])
+    found = outer.figures(probe, moments=algorithm == "products", workspace=Workspace(Forced(algorithm)))
+    truth = torch.stack([probe.of(one) for one in full])
+    for along in (found.probes, unbiased):
+        assert along.dtype == torch.float64
+        torch.testing.assert_close(along, truth, rtol=1e-10, atol=1e-8)
+    expected = sum(grads[:, 0, position] for position in range(t))
+    for bias in (outer.bias, alone):
+        torch.testing.assert_close(bias.values, expected, rtol=1e-12, atol=1e-12)

@@ -8,7 +8,8 @@ from zoo.pending import cases
 
 import gradscope
 from gradscope.capture import fused as capture_fused
-from gradscope.contributions import fused_convolution, fused_sums
+from gradscope.contributions import Outer, OuterBias, Probe, fused_convolution, fused_sums
+from gradscope.contributions.fused import fused
 from gradscope.contributions.fused_convolution import sums_of_convolutions
 from gradscope.contributions.fused_sums import sums_of_products
 from gradscope.contributions.geometry import Geometry
@@ -76,9 +77,27 @@ def test_sums_of_products_are_those_of_the_samples(monkeypatch, moments, small, 
     monkeypatch.setattr(fused_sums, "SMALL", small)
     monkeypatch.setattr(Workspace, "room", lambda self, each, like, least=1: max(least, 8 // each))
     first, second = torch.randn(5, 4, a).double(), torch.randn(5, 4, b).double()
-    u, v = torch.randn(2, a).double(), torch.randn(2, b).double()
-    found = sums_of_products(first, second, Workspace(), moments=moments, directions=(u.unbind(), v.unbind()))
-    check_sums(found, first.mT @ second, moments, torch.einsum("nta,ntb,ka,kb->nk", first, second, u, v))
+    for alone in (False, True):
+        found = sums_of_products(first, second, Workspace(), moments=moments, alone=alone)
+        check_sums(found, first.mT @ second, moments, None)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("d", "p"), [(7, 3), (3, 7)])
+def test_a_fused_weight_finds_its_probes_and_its_biass_sums_in_the_factors(monkeypatch, k, with_bias, d, p):
+    monkeypatch.setattr(fused_sums, "SMALL", 0)
+    outer = Outer(torch.randn(5, 1, 4, d).double(), torch.randn(5, 1, 4, p).double(), torch.Size((p, d)))
+    sums, in_full = outer.grads[:, 0].sum(1), outer.dense()
+    if with_bias:
+        outer.bias = OuterBias(outer.grads[:, 0])
+    probe = Probe.draw(in_full[0], torch.Generator().manual_seed(0), k=k)
+    weight = fused(outer)
+    found = weight.figures(probe, moments=True)
+    torch.testing.assert_close(found.probes, torch.stack([probe.of(one) for one in in_full]), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(weight.summed, in_full.sum(0), rtol=1e-12, atol=1e-12)
+    if with_bias:
+        torch.testing.assert_close(outer.bias.values, sums, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("least", [0, 1 << 30], ids=["grouped", "patches"])
