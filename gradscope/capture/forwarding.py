@@ -17,7 +17,7 @@ from gradscope.capture.compiled import COMPILED, compiler_was_used, inside_compi
 from gradscope.capture.forward import Forward, Made
 from gradscope.capture.fused import fuse
 from gradscope.capture.hook import Hook
-from gradscope.capture.kept import Kept
+from gradscope.capture.kept import Kept, kept_plainly
 from gradscope.capture.plan import Plan
 from gradscope.capture.recomputed_call import RecomputedCall, as_positional
 from gradscope.capture.recurrent_call import RecurrentCall
@@ -165,6 +165,8 @@ class Forwarding:
         key = (number, output.dim(), self.recorder.model.training, forward.samples)
         call = Call(self.recorder, plan, forward, Kept(args), key)
         self._share(forward, call, args)
+        if call.rule.saved is not None and kept_plainly(output):
+            call.saved = call.rule.saved(output)
         if call.settled and not self.recorder.guarding and not torch.is_autocast_enabled(output.device.type):
             output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
             return
