@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Probe
-from gradscope.contributions.fused_sums import FusedSums, sums_of_chunks, sums_of_products, sums_one_by_one
+from gradscope.contributions.fused_sums import FusedSums, sums_of_chunks, sums_of_products
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.patches_one_by_one import are_large, patches_one_by_one
 from gradscope.contributions.workspace import Workspace
@@ -47,14 +46,11 @@ def _of_patches(
     inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, *, moments: bool, probe: Probe | None
 ) -> FusedSums:
     positions = tuple(grads.shape[2:])
-    patch, out = inputs.shape[1] * prod(geometry.kernel), grads.shape[1]
+    patch = inputs.shape[1] * prod(geometry.kernel)
     if are_large(inputs, grads, geometry, workspace):
-        built, probes = patches_one_by_one(
-            inputs, grads, geometry, workspace, summed=True, moments=moments, probe=probe
-        )
-        return replace(sums_one_by_one(built), probes=probes).shaped(
-            torch.Size((out, patch)), transposed=True, workspace=workspace
-        )
+        built = patches_one_by_one(inputs, grads, geometry, workspace, summed=True, moments=moments, probe=probe)
+        if built.total is not None:
+            return FusedSums(built.total, built.squares, built.second_moment, built.probes)
     found: FusedSums | None = None
     chunk = workspace.room(patch * prod(positions), inputs)
     for x, g in zip(inputs.split(chunk), grads.split(chunk), strict=True):

@@ -37,9 +37,11 @@ class OneByOne:
         moments: whether the elementwise sum of squares is wanted.
         directions: for probes from the factors, which are in cache too, or None.
         memory: for the sum of squares; by default fresh.
-        turned: whether that sum will be turned round, so that scratch memory will do.
+        turned: whether the sums will be turned round, so that scratch memory will do.
+        alone: whether each product is a call of its own; by default large ones are.
 
     Attributes:
+        size: ``(a, b)``.
         total: ``Σᵢ hᵢ``, ``[a, b]``, or None.
         second_moment: ``Σᵢ hᵢ²``, ``[a, b]``, or None.
     """
@@ -47,13 +49,17 @@ class OneByOne:
     def __init__(
         self, samples: int, size: tuple[int, int], like: Tensor,
         *, summed: bool, moments: bool, directions: Directions | None = None, memory: Workspace | None = None,
-        turned: bool = False,
+        turned: bool = False, alone: bool | None = None,
     ) -> None:  # fmt: skip
         memory = memory or Workspace()
-        self.total = like.new_empty(size) if summed else None
+        self.size = size
+        self.total = None
+        if summed:
+            self.total = memory.buffer("total", size, like) if turned else like.new_empty(size)
         self.second_moment = memory.moment(torch.Size(size), like, turned=turned) if moments else None
         self._lengths = like.new_empty(samples, size[0])
         self._along = None if directions is None else Along(samples, like, directions)
+        self._alone = alone
 
     def take(self, first: Tensor, second: Tensor, sample: int, workspace: Workspace) -> None:
         """Build and take the products of some samples.
@@ -65,7 +71,8 @@ class OneByOne:
             workspace: scratch memory.
         """
         (c, a, length), b = first.shape, second.shape[2]
-        if self._along is None and (a * b * length < ALONE or a * b < WIDE):
+        alone = self._alone if self._alone is not None else a * b * length >= ALONE and a * b >= WIDE
+        if self._along is None and not alone:
             for i in range(0, c, pieces(c, workspace.room(a * b, first))):
                 part = slice(i, i + pieces(c, workspace.room(a * b, first)))
                 product = workspace.buffer("product", (*first[part].shape[:2], b), first)

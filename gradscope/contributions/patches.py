@@ -14,7 +14,7 @@ from gradscope.contributions.convolution_costs import NATIVE, PATCHES
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.patches_one_by_one import are_large, patches_one_by_one
-from gradscope.contributions.products import Reduction, pieces, turned
+from gradscope.contributions.products import Reduction, pieces
 from gradscope.contributions.workspace import Workspace
 
 #: A single sample's patches are unfolded whole up to this many times the usual room.
@@ -38,11 +38,9 @@ def by_patches(
     """
     workspace, groups = workspace or Workspace(), geometry.groups
     if are_large(inputs, grads, geometry, workspace):
-        built, probes = patches_one_by_one(
-            inputs, grads, geometry, workspace, summed=False, moments=moments, probe=probe
-        )
-        second = None if built.second_moment is None else turned(built.second_moment, workspace).reshape(shape)
-        return Figures(built.squares(), probes, second, PATCHES)
+        built = patches_one_by_one(inputs, grads, geometry, workspace, summed=False, moments=moments, probe=probe)
+        second = None if built.second_moment is None else built.second_moment.view(shape)
+        return Figures(built.squares, built.probes, second, PATCHES)
     positions = tuple(grads.shape[2:])
     patch, out = inputs.shape[1] // groups * prod(geometry.kernel), grads.shape[1] // groups
     transposed = groups == 1 and patch > out

@@ -13,7 +13,9 @@ from zoo.measured import train_window
 
 import gradscope
 from gradscope.contributions import Convolution, Outer, Probe, one_by_one, patches_one_by_one
+from gradscope.contributions import workspace as workspace_module
 from gradscope.contributions.choice import Choice, Forced, Measured
+from gradscope.contributions.fused import FusedConvolution
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import SharedBlocks
 from gradscope.contributions.workspace import Workspace
@@ -271,6 +273,26 @@ def test_large_gradients_are_built_one_by_one_and_are_the_same(monkeypatch, stri
         torch.testing.assert_close(found.second_moment, in_full.square().sum(0), rtol=1e-11, atol=1e-12)
         expected = torch.stack([probe.of(one) for one in in_full])
         torch.testing.assert_close(found.probes, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("short", [0, 1 << 30], ids=["positions innermost", "channels innermost"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_larger_than_the_cache_are_built_some_channels_at_a_time(monkeypatch, stride, short):
+    monkeypatch.setattr(patches_one_by_one, "SMALL", 0)
+    monkeypatch.setattr(patches_one_by_one, "SHORT", short)
+    monkeypatch.setitem(workspace_module.CHUNK, "cpu", 100)
+    convolution = image(size=11, n=5, stride=stride)
+    in_full = convolution.dense().reshape(5, *convolution.shape)
+    probe = Probe.draw(in_full[0], torch.Generator().manual_seed(0))
+    workspace, fused = Workspace(Forced("patches")), FusedConvolution(convolution)
+    for _ in range(2):  # again, in memory that has been used
+        for contribution in (convolution, fused):
+            found = contribution.figures(probe, moments=True, workspace=workspace)
+            torch.testing.assert_close(found.squares, in_full.flatten(1).square().sum(1), rtol=1e-11, atol=0)
+            torch.testing.assert_close(found.second_moment, in_full.square().sum(0), rtol=1e-11, atol=1e-12)
+            expected = torch.stack([probe.of(one) for one in in_full])
+            torch.testing.assert_close(found.probes, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(fused.summed.reshape(convolution.shape), in_full.sum(0), rtol=1e-11, atol=1e-12)
 
 
 def test_second_moments_need_the_gradients_themselves():
