@@ -29,7 +29,7 @@ def sums_of_convolutions(
     """Sums over samples of a convolution's weight gradients, each built once.
 
     Args:
-        inputs: padded input ``[n, channels, *spatial]``.
+        inputs: ``[n, channels, *spatial]``, padded unless samples are ``grouped``.
         grads: gradient of the output ``[n, channels_out, *positions]``.
         shape: the parameter's.
         geometry: how the kernel walks; one group.
@@ -37,9 +37,14 @@ def sums_of_convolutions(
         moments: whether second moments are wanted.
         probe: random directions, or None; answered where patches are at hand.
     """
-    if prod(grads.shape[2:]) < POSITIONS or inputs.shape[1] < CHANNELS:
+    if not grouped(inputs, grads):
         return _of_patches(inputs, grads, geometry, workspace, moments=moments, probe=probe).shaped(shape)
     return sums_of_chunks(_grouped(inputs, grads, shape, geometry, workspace), moments=moments)
+
+
+def grouped(inputs: Tensor, grads: Tensor) -> bool:
+    """Whether a native backward in which samples are groups builds the gradients."""
+    return prod(grads.shape[2:]) >= POSITIONS and inputs.shape[1] >= CHANNELS
 
 
 def _of_patches(
@@ -72,7 +77,7 @@ def _grouped(
         c = x.shape[0]
         found = torch.ops.aten.convolution_backward(
             g.reshape(1, c * g.shape[1], *g.shape[2:]), x.reshape(1, c * x.shape[1], *x.shape[2:]),
-            x.new_empty(c * shape[0], *shape[1:]), None, geometry.stride, none, geometry.dilation, False, none, c,
+            x.new_empty(c * shape[0], *shape[1:]), None, geometry.stride, geometry.zeros, geometry.dilation, False, none, c,
             [False, True, False],
         )[1]  # fmt: skip
         yield found.reshape(c, *shape)

@@ -105,8 +105,8 @@ def native_gradient(inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: 
     """``Σᵢ hᵢ`` of the given samples by torch's own backward of the convolution, of the parameter's shape."""
     none = [0] * len(geometry.kernel)
     found: Tensor = torch.ops.aten.convolution_backward(
-        grads, inputs, inputs.new_empty(shape), None, geometry.stride, none, geometry.dilation, False, none, geometry.groups,
-        [False, True, False],
+        grads, inputs, inputs.new_empty(shape), None, geometry.stride, geometry.zeros, geometry.dilation, False, none,
+        geometry.groups, [False, True, False],
     )[1]  # fmt: skip
     return found
 
@@ -115,8 +115,8 @@ def filtered_probe(inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: G
     """``⟨hᵢ, Rⱼ⟩``, ``[n, k]``: the right factor by one native convolution with k random filters, so that nothing is unfolded."""
     n, groups, k = inputs.shape[0], geometry.groups, probe.right.shape[0]
     kernels = probe.right.reshape(k, *shape[1:]).repeat(groups, *[1] * (len(shape) - 1))
-    none = [0] * len(geometry.kernel)
-    right = torch.convolution(inputs, kernels, None, geometry.stride, none, geometry.dilation, False, none, groups)
+    none, zeros = [0] * len(geometry.kernel), geometry.zeros
+    right = torch.convolution(inputs, kernels, None, geometry.stride, zeros, geometry.dilation, False, none, groups)
     left = probe.left.reshape(k, groups, -1).transpose(0, 1)
     apart = grads.reshape(n, groups, grads.shape[1] // groups, -1)
     return torch.matmul(left, apart).mul_(right.reshape(n, groups, k, -1)).sum((1, 3))
