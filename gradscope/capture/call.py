@@ -46,6 +46,7 @@ class Call:
         "key",
         "plan",
         "recorder",
+        "saved",
         "shared",
         "tagged",
     )
@@ -61,6 +62,8 @@ class Call:
         #: What autocast computed in, where the layer is of many operators and its output need not show it.
         self.autocast: torch.dtype | None = None
         self.grad: Tensor | None = None
+        #: What the layer's own node has saved, where the rule can use it.
+        self.saved: tuple[Tensor, ...] = ()
         #: Of its input, where layers called just before or after read the same.
         self.shared: SharedBlocks | None = None
         self.tagged: TaggedRows | None = None
@@ -274,7 +277,7 @@ class Call:
         return BatchDim(candidates[0]) if candidates else NoSamples(mixed=False)
 
     def _describe(self, grad: Tensor, layout: Layout) -> dict[str, Contribution]:
-        inputs = self.kept.read()
+        inputs = self.kept.read() + self.saved
         if isinstance(layout, BatchDim):
             if layout.dim:
                 inputs = tuple(_moved(value, layout.dim) for value in inputs)

@@ -16,7 +16,7 @@ from gradscope.capture.call import Call
 from gradscope.capture.compiled import COMPILED, compiler_was_used, inside_compiled
 from gradscope.capture.forward import Forward, Made
 from gradscope.capture.fused import fuse
-from gradscope.capture.kept import Kept
+from gradscope.capture.kept import Kept, kept_plainly
 from gradscope.capture.noted import may_wait, note
 from gradscope.capture.plan import Plan
 from gradscope.capture.recomputed_call import RecomputedCall, as_positional
@@ -168,6 +168,8 @@ class Forwarding:
     def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
         call = Call(self.recorder, plan, forward, Kept(args), ())
         output.register_hook(self.recorder.shielded(call.on_grad))
+        if call.rule.saved is not None and kept_plainly(output):
+            call.saved = call.rule.saved(output)
         device = output.device.type
         autocast = torch.is_autocast_enabled(device)
         if autocast:

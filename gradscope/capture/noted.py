@@ -42,6 +42,8 @@ def note(
     leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
     if leaves:
         call = (RowCall if rows else Call)(recorder, plan, forward, Kept(args), ())
+        if plan.rule.saved is not None:
+            call.saved = plan.rule.saved(output)
         output.register_hook(recorder.shielded(call.on_grad))
         made = Made(output.grad_fn, output.output_nr, output.shape)
         forward.noted.append(Noted(call, x, x.grad_fn, x._version, weakref.ref(output), made, leaves))
