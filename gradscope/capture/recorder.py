@@ -111,8 +111,15 @@ class Recorder:
         leaf.watched = True
         added = AddedHook(self, leaf.index)
         self._handles.append(leaf.live.register_post_accumulate_grad_hook(added))
-        if leaf.followed or leaf.sharded:
+        if leaf.followed or leaf.sharded or not self.local:
             self._follow(leaf)
+
+    def share(self) -> None:
+        """Other processes share the gradients: what is added here is seen before it is, always."""
+        self.local = False
+        for leaf in self.leaves:
+            if leaf.watched and not leaf.followed:
+                self._follow(leaf)
 
     def _follow(self, leaf: Leaf) -> None:
         """From now on see its gradient before it is added, in the backward that is running, too."""

@@ -64,7 +64,7 @@ class Company:
         if not isinstance(recorder, Recorder):
             return
         recorder.levels = 0 if self._rounds.apart else LEVELS
-        recorder.local = False
+        recorder.share()
         modules = self._session.model.modules()
         # A second backward would gather or add up once more over ranks, and not at the same time on all.
         recorder.inner = recorder.gathered is None and not any(isinstance(module, SyncBatchNorm) for module in modules)

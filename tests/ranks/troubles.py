@@ -146,7 +146,7 @@ def failing_layer(rank: int, world: int) -> Any:
     training = Training(rank)
     if rank == 1 and training.scope is not None:
         recorder: Any = training.scope._session.recorder
-        recorder.forwarding.after_layer = _broken
+        recorder.forwarding._enrol = _broken
     training.train(2)
     return training.end()
 
