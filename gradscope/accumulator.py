@@ -142,16 +142,16 @@ class OpenWindow(Closing):
             self._note_grad(self.leaves[index], arrival)
 
     def _note_grad(self, leaf: Leaf, arrival: Arrival) -> None:
-        grad = leaf.grad
-        first = leaf.index not in self.grad_sq
-        leaf.pending = grad is None and leaf.sharded
+        grad, first = leaf.grad, leaf.index not in self.grad_sq
         if grad is None:
+            leaf.pending = leaf.sharded
             if not first and not leaf.pending:
                 self.problems[leaf.index] = "its .grad is gone after backward (an optimizer that steps inside it?)"
             self.grad_sq[leaf.index] = arrival.squared_norm
             if self.moments and arrival.fresh is not None:
                 self.grads[leaf.index] = dense(arrival.fresh)
             return
+        leaf.pending = False
         leaf.version, leaf.added = grad._version, arrival.squared_norm
         if first and leaf.hooked and leaf.baseline is None and not self.shared:
             self._compare_stored(leaf, grad.detach(), arrival)

@@ -28,7 +28,10 @@ from gradscope.moments.microstep import MicroStep
 from gradscope.outlets import Outlets
 from gradscope.ranks import PARTS_ONLY, Company, check_whole, distributed
 
-GONE = "its .grad was gone when backward ended; from the next window on it is read as it comes"
+GONE = (
+    "its .grad was gone when backward ended, or had been added to before anything of that backward was seen; from the next "
+    "window on it is read as it comes"
+)
 IGNORED = "ignored, as asked"
 SCALER_NOTICED = "a GradScaler was noticed and its scale divided out; pass it: watch(..., scaler=scaler)"
 
@@ -162,7 +165,8 @@ class Session:
 
     def before_step(self) -> None:
         """Parameters are about to change: what waits for a further backward is finished now."""
-        self._safely(self.recorder.finish_kept)
+        if self.measuring:
+            self._safely(self.recorder.finish_kept)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         self._safely(lambda: self._stepped_by(optimizer))
@@ -173,7 +177,7 @@ class Session:
             self._stepped.add(self._watch.optimizers.index(optimizer))
             if not {owners[index] for index in self.opened.arrived if index in owners} <= self._stepped:
                 return
-        self.close_window(scaler_on_the_stack())
+        self.close_window(scaler_on_the_stack() if self.measuring else None)
 
     def _begin_forward(self) -> None:
         """Some optimizers have stepped, and the next forward begins: the others will not step for this window any more."""
@@ -200,6 +204,12 @@ class Session:
         Args:
             found_scaler: a GradScaler that was seen stepping the optimizer.
         """
+        following = self.history.index + 1
+        if not self.measuring and following % self.options.every:
+            # Neither this window nor the next one is measured: no hooks hang, and nothing was filled.
+            self.history.index = following
+            self._stepped.clear()
+            return
         if self.measuring:
             met = self.company is not None and self.company.pending
             if not self.opened.steps and not self.opened.arrived and not met:
@@ -209,7 +219,7 @@ class Session:
                 self._stepped.clear()
                 return
             self._safely(lambda: self._measure(found_scaler))
-        self.history.index += 1
+        self.history.index = following
         self._stepped.clear()
         self._started = time.perf_counter()
         self.opened.close_down()

@@ -72,10 +72,10 @@ def test_a_parameter_that_is_unfrozen_before_the_first_step_is_measured_from_the
 def test_what_fails_in_every_backward_is_said_although_there_is_no_window(monkeypatch):
     from gradscope.capture.recorder import Recorder
 
-    def broken(self, leaf, grad):
+    def broken(self, forward):
         raise AttributeError("a fault of ours")
 
-    monkeypatch.setattr(Recorder, "arrive", broken)
+    monkeypatch.setattr(Recorder, "_begin", broken)
     model, _ = build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with gradscope.watch(model, optimizer) as scope:

@@ -86,7 +86,7 @@ def peaks(builder: Builder, tool: str, device: torch.device, *, tiny: bool) -> d
 
 def _steps(runner: Runner, count: int) -> None:
     for _ in range(count):
-        runner.step()
+        runner.whole_step()
         runner.clear()
     if count > 1:
         runner.close()

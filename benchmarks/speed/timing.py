@@ -61,7 +61,7 @@ def enter(name: str, tool: Tool, build: Callable[[], Problem], truth: Truth) -> 
 def _checked(runner: Runner, truth: Truth, steps: int, tolerance: float) -> Verdict:
     verdicts, draws = [], []
     while len(verdicts) < steps or (len(draws) == len(verdicts) < DRAWS and verdicts[-1].status == "none"):
-        runner.step()
+        runner.whole_step()
         gradients: dict[str, Tensor | None] = {name: leaf.grad for name, leaf in runner.parameters.items()}
         figures = runner.figures()
         verdicts.append(judge(figures, gradients, truth, tolerance))
@@ -99,7 +99,7 @@ def interleave(contestants: Sequence[Contestant], rounds: int, clock: Clock, lim
         if timed >= FEW and time.perf_counter() - started > limit:
             break
         for each, runner in order.sample(present, len(present)):
-            taken = clock.seconds(runner.step)
+            taken = clock.seconds(runner.whole_step)
             runner.clear()
             clock.settle()
             if step >= warm_up:

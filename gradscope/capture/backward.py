@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -40,7 +40,7 @@ class Backward:
         task: autograd's number of it.
     """
 
-    __slots__ = ("added", "arrivals", "creates", "forwards", "later", "lost", "restarted", "task", "touched")
+    __slots__ = ("added", "arrivals", "creates", "forwards", "fresh", "lost", "restarted", "task", "touched", "unseen")
 
     def __init__(self, task: int) -> None:
         self.task = task
@@ -48,10 +48,12 @@ class Backward:
         self.creates = False
         self.forwards: list[Forward] = []
         self.arrivals: dict[int, Arrival] = {}
-        #: Parameters whose ``.grad`` will hold what arrived, and nothing else: it is read when the backward is over.
-        self.later: dict[int, tuple[Leaf, Probe]] = {}
-        #: Those whose ``.grad`` was gone by then.
+        #: Parameters whose ``.grad`` will hold what arrives, and nothing else: it is read when the backward is over.
+        self.fresh: set[int] = set()
+        #: Those whose ``.grad`` was gone by then, or had been added to before anything was seen of the backward.
         self.lost: list[Leaf] = []
+        #: The latter.
+        self.unseen: set[int] = set()
         #: Parameters to which something was added; ``autograd.grad`` passes the hooks but adds nothing.
         self.added: set[int] = set()
         #: Parameters whose ``.grad`` was None before: for them a window begins.
@@ -69,7 +71,7 @@ class Backward:
         if forward not in self.forwards:
             self.forwards.append(forward)
 
-    def arrive(self, leaf: Leaf, grad: Tensor, probe: Probe, *, keep: bool, later: bool) -> None:
+    def arrive(self, leaf: Leaf, grad: Tensor, probe: Probe, *, keep: bool) -> None:
         """Note what reached a parameter.
 
         Args:
@@ -77,20 +79,12 @@ class Backward:
             grad: what is about to be added.
             probe: its directions.
             keep: whether a copy is needed.
-            later: whether it may be read from ``.grad`` when the backward is over.
         """
-        if leaf.index in self.later:
-            self._read([leaf.index])
         earlier = self.arrivals.get(leaf.index)
         if earlier is not None:
             earlier.add(grad, probe)
             return
         before = leaf.grad
-        if before is None and later and not keep:
-            self.later[leaf.index] = leaf, probe
-            self.restarted.add(leaf.index)
-            leaf.baseline = None
-            return
         self.arrivals[leaf.index] = Arrival.of(grad, probe, keep=keep)
         if before is None:
             if not leaf.pending:
@@ -108,24 +102,24 @@ class Backward:
                 self.restarted.add(leaf.index)
                 leaf.baseline = None
 
-    def _read(self, indices: list[int]) -> None:
-        """What autograd has stored by now is what arrived."""
+    def read(self, leaves: Sequence[Leaf], generator: torch.Generator) -> None:
+        """Read what was left for the end; forget what was asked for and not accumulated."""
         known: dict[int, tuple[Tensor, Probe]] = {}
-        for index in indices:
-            leaf, probe = self.later.pop(index)
+        for leaf in leaves:
+            index = leaf.index
+            if index not in self.added or index in self.arrivals or not (index in self.fresh or index in self.unseen):
+                continue
             grad = leaf.parameter.grad
-            if grad is not None:
-                known[index] = grad, probe
-            elif index in self.added:
+            if grad is None or (index in self.unseen and self.forwards):
                 self.lost.append(leaf)
+            else:
+                known[index] = grad, leaf.directions(generator)
+            if index in self.fresh:
+                self.restarted.add(index)
+                leaf.baseline, leaf.hooked = None, False
         if known:
             grads, probes = zip(*known.values(), strict=True)
             self.arrivals.update(zip(known, arrivals_of(grads, probes), strict=True))
-
-    def drop_unused(self) -> None:
-        """Read what was left for the end; forget what was asked for and not accumulated."""
-        if self.later:
-            self._read(list(self.later))
         self.arrivals = {index: arrival for index, arrival in self.arrivals.items() if index in self.added}
         self.restarted &= self.added
         self.touched &= self.added
@@ -148,7 +142,8 @@ def after_backward(function: Callable[[], None], levels: int = 0) -> None:
         torch.autograd.Variable._execution_engine.queue_callback(outer)
     else:
         # A Hook is not compiled where the backward itself is part of a compiled function.
-        torch.autograd.Variable._execution_engine.queue_callback(Hook(function, None))
+        hook = function if isinstance(function, Hook) else Hook(function, None)
+        torch.autograd.Variable._execution_engine.queue_callback(hook)
 
 
 def merge_arrivals(into: dict[int, Arrival], later: Mapping[int, Arrival]) -> None:
@@ -245,17 +240,17 @@ def _share(live: list[Forward]) -> None:
 
 
 def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival], leaves: list[Leaf]) -> None:
+    guarding = step.spot is not None
     for index, arrival in arrivals.items():
-        record = step.of(leaves[index])
-        record.arrival = arrival
         leaf = leaves[index]
-        # A sharded parameter's numbers are not here any more.
-        here = leaf.probe is not None and leaf.info.numel > 1 and not leaf.sharded
-        if here and leaf.probe is not None and (step.spot is not None or leaf.mismatched):
+        record = step.of(leaf)
+        record.arrival = arrival
+        if (guarding or leaf.mismatched) and leaf.probe is not None and leaf.info.numel > 1 and not leaf.sharded:
+            # A sharded parameter's numbers are not here any more.
             record.parameter_probe = leaf.probe.of(leaf.parameter.detach())
-        if not record.reason and not record.described:
+        if record.sketch is None and record.norms is None and not record.reason:
             record.reason = "no layer that gradscope knows was seen using it"
-        if arrival.dtype in (torch.float16, torch.bfloat16, torch.float32):
+        if arrival.dtype is not record.dtype and arrival.dtype in (torch.float16, torch.bfloat16, torch.float32):
             record.dtype = coarsest(record.dtype, arrival.dtype)
         if (
             arrival.dtype is torch.float32

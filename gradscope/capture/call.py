@@ -46,6 +46,7 @@ class Call:
         "key",
         "plan",
         "recorder",
+        "saved",
         "shared",
         "tagged",
     )
@@ -61,6 +62,8 @@ class Call:
         #: What autocast computed in, where the layer is of many operators and its output need not show it.
         self.autocast: torch.dtype | None = None
         self.grad: Tensor | None = None
+        #: What the layer's own node has saved, where the rule can use it.
+        self.saved: tuple[Tensor, ...] = ()
         #: Of its input, where layers called just before or after read the same.
         self.shared: SharedBlocks | None = None
         self.tagged: TaggedRows | None = None
@@ -166,23 +169,23 @@ class Call:
         """Whether a dimension of the output is known to be that of the samples."""
         return type(self.plan.layouts.known((self.recorder.graph, self.key))) is BatchDim
 
-    def without_samples(self, output: Tensor) -> bool | None:
+    def without_samples(self, shape: torch.Size) -> bool | None:
         """Whether the output has no batch dimension; None where only the graph can tell."""
         if self.plan.layouts.known((None, self.key)) is not None:
             return True
-        if self.rule.rows == "leading" and self._lead(output) == 0:
+        if self.rule.rows == "leading" and self._lead(len(shape)) == 0:
             return True
-        few = self._lead(output) <= 2 and self.rule.rows == "leading"
+        few = self._lead(len(shape)) <= 2 and self.rule.rows == "leading"
         return None if few else False
 
     def runs_once(self) -> None:
         """The graph shows that the output is shared by all samples."""
         self.plan.layouts.remember((None, self.key), NoSamples(mixed=False), every_row_seen=True)
 
-    def unsure(self, output: Tensor) -> bool:
+    def unsure(self, shape: torch.Size) -> bool:
         """Whether it is not known which of the output's rows belongs to which sample, if the graph is the last one's."""
         known = self.plan.layouts.known((self.recorder.graph, self.key))
-        rows = output.shape[: self._lead(output)].numel()
+        rows = shape[: self._lead(len(shape))].numel()
         return known is None or (isinstance(known, Rows) and known.sample_of_row.numel() != rows)
 
     def describe_unbatched(self, grads: Tensor) -> dict[str, Contribution]:
@@ -206,7 +209,7 @@ class Call:
         """Contributions under the likeliest layout, where they are so small beside other uses' that it does not matter."""
         if self.forward.tags is None:
             return None
-        lead, n, batch_dim = grad.shape[: self._lead(grad)], self.forward.samples, self.recorder.options.batch_dim
+        lead, n, batch_dim = grad.shape[: self._lead(grad.dim())], self.forward.samples, self.recorder.options.batch_dim
         dims = [dim for dim in (batch_dim, *range(len(lead))) if dim < len(lead) and lead[dim] == n]
         if not (layout.mixed and layout.settled and dims) or self.forward.calls.get(self.plan.name, 0) < 2:
             return None
@@ -228,16 +231,16 @@ class Call:
             elif step is not None:
                 step.withhold(leaf, "its output has no batch dimension")
 
-    def _lead(self, grad: Tensor) -> int:
-        """How many leading dimensions index rows."""
-        return grad.dim() - self.rule.features(self.plan.module) if self.rule.rows == "leading" else 1
+    def _lead(self, dims: int) -> int:
+        """How many leading ones of an output's dimensions index rows."""
+        return dims - self.rule.features(self.plan.module) if self.rule.rows == "leading" else 1
 
     def _see_tags(self, grad: Tensor) -> None:
         if grad.numel() == 0:
             return
         if self.tagged is None:
             every_row = self.place in self.plan.layouts.every_row
-            lead, n = self._lead(grad), self.forward.samples
+            lead, n = self._lead(grad.dim()), self.forward.samples
             self.tagged = TaggedRows(grad, lead, n, self.recorder.generator, every_row=every_row)
         else:
             self.tagged.add(grad)
@@ -247,11 +250,11 @@ class Call:
             known = self.plan.layouts.known(self.place)
             if (
                 type(known) is BatchDim
-                and known.dim < self._lead(grad)
+                and known.dim < self._lead(grad.dim())
                 and grad.shape[known.dim] == self.forward.samples
             ):
                 return known
-        lead = grad.shape[: self._lead(grad)]
+        lead = grad.shape[: self._lead(grad.dim())]
         n, batch_dim = self.forward.samples, self.recorder.options.batch_dim
         dims = [dim for dim, size in enumerate(lead) if size == n]
         candidates = sorted(dims, key=lambda dim: (dim != batch_dim, dim))
@@ -274,7 +277,7 @@ class Call:
         return BatchDim(candidates[0]) if candidates else NoSamples(mixed=False)
 
     def _describe(self, grad: Tensor, layout: Layout) -> dict[str, Contribution]:
-        inputs = self.kept.read()
+        inputs = self.kept.read() + self.saved
         if isinstance(layout, BatchDim):
             if layout.dim:
                 inputs = tuple(_moved(value, layout.dim) for value in inputs)
@@ -286,7 +289,7 @@ class Call:
             return described
         if not isinstance(layout, Rows):
             return {}
-        rows = self._lead(grad)
+        rows = self._lead(grad.dim())
         if rows > 1 or self.rule.rows == "leading":
             inputs = tuple(_flattened(value, rows) for value in inputs)
             grad = grad.reshape(layout.sample_of_row.shape[0], *grad.shape[rows:])

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+from gradscope.capture.compiled import leave_uncompiled
+from gradscope.capture.hook import Hook
 from gradscope.capture.plan import Plan
 from gradscope.moments.leaf import Leaf
 
 if TYPE_CHECKING:
     from gradscope.capture.recorder import Recorder
-
-
-class PlanHook:
-    """Forward hook of a layer that owns parameters."""
-
-    __slots__ = ("plan", "recorder")
-
-    def __init__(self, recorder: Recorder, plan: Plan) -> None:
-        self.recorder, self.plan = recorder, plan
-
-    def __call__(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """The layer has run."""
-        return self.recorder.forwarding.after_layer(self.plan, args, kwargs, output)
 
 
 class AboveHook:
@@ -65,19 +55,35 @@ class LeafHook:
         self.recorder.arrive(self.leaf, grad)
 
 
-class AddedHook:
+class AddedHook(Hook):
     """Hook on a parameter, after ``.grad`` has changed.
 
     Holds the recorder weakly: the collector does not look into hooks of this kind, so that a cycle would stay for ever.
     """
 
-    __slots__ = ("index", "recorder")
-
     def __init__(self, recorder: Recorder, index: int) -> None:
-        self.recorder, self.index = weakref.ref(recorder), index
+        super().__init__(partial(_note_added, weakref.ref(recorder), index), None)
+        self._recorder, self._index = weakref.ref(recorder), index
 
-    def __call__(self, parameter: Tensor) -> None:
+    def __call__(self, *args: Any) -> None:
         """Something was added."""
-        recorder = self.recorder()
-        if recorder is not None and recorder.backward is not None:
-            recorder.backward.added.add(self.index)
+        recorder = self._recorder()
+        backward = None if recorder is None else recorder.backward
+        if backward is not None and not torch.compiler.is_compiling():
+            backward.added.add(self._index)
+        else:
+            super().__call__(*args)
+
+
+leave_uncompiled(AddedHook.__call__.__code__, callees=True)
+
+
+def _note_added(reference: weakref.ref[Recorder], index: int, parameter: Tensor) -> None:
+    recorder = reference()
+    if recorder is None:
+        return
+    if recorder.backward is not None:
+        recorder.backward.added.add(index)
+    elif recorder.tagging is None:
+        # A failure of ours must never end the user's backward.
+        recorder.shielded(recorder.added_first)(index)

@@ -26,6 +26,28 @@ class Made(NamedTuple):
     shape: torch.Size
 
 
+class Noted(NamedTuple):
+    """A call of a layer of which only its hook hangs so far.
+
+    Attributes:
+        call: it.
+        x: what it read.
+        source: the node that made it.
+        version: what it was at that time.
+        output: what it returned.
+        made: the same as far as it may be held.
+        leaves: the layer's parameters that ask for a gradient.
+    """
+
+    call: Call
+    x: Tensor
+    source: Any
+    version: int
+    output: weakref.ref[Tensor]
+    made: Made
+    leaves: list[Leaf]
+
+
 class Forward:
     """One call of the model.
 
@@ -54,6 +76,8 @@ class Forward:
         second: parameters that a second pass describes.
         packs: whether hooks on saved tensors (activation checkpoints) were in force in some layer.
         keeps: layers whose calls kept their inputs; a checkpoint has to keep them again, whatever was learnt since.
+        notes: whether it may be that all that is to be done when a layer has run waits until the forward has ended.
+        noted: calls for which it does.
         made: per call, its output's node, its inputs' nodes and its parameters, until the forward ends.
         interacting: those parameters among them after which samples interact.
         uncovered: per parameter index, why one of its uses cannot be described.
@@ -84,6 +108,8 @@ class Forward:
         "made",
         "mixed",
         "mixing",
+        "noted",
+        "notes",
         "number",
         "outputs",
         "packs",
@@ -133,6 +159,8 @@ class Forward:
         self.interacting: set[int] = set()
         self.keeps: set[str] = set()
         self.made: list[tuple[Any, list[Any], list[int]]] = []
+        self.notes = False
+        self.noted: list[Noted] = []
         self.seen: list[weakref.ref[Tensor]] = []
         self.uncovered: dict[int, str] = {}
         #: What the last layer with a rule read, its version, and the layer's call.
@@ -170,5 +198,5 @@ class Forward:
         self.frontier = self.latest = None
         for calls in self.above.values():
             calls.clear()
-        for held in (self.unbatched, self.recomputed, self.made):
+        for held in (self.unbatched, self.recomputed, self.made, self.noted):
             held.clear()

@@ -16,8 +16,8 @@ from gradscope.capture.call import Call
 from gradscope.capture.compiled import COMPILED, compiler_was_used, inside_compiled
 from gradscope.capture.forward import Forward, Made
 from gradscope.capture.fused import fuse
-from gradscope.capture.hook import Hook
-from gradscope.capture.kept import Kept
+from gradscope.capture.kept import Kept, kept_plainly
+from gradscope.capture.noted import may_wait, note
 from gradscope.capture.plan import Plan
 from gradscope.capture.recomputed_call import RecomputedCall, as_positional
 from gradscope.capture.recurrent_call import RecurrentCall
@@ -60,17 +60,28 @@ class Forwarding:
             self.forward = None if self._thread == get_ident() else self.forward
             return
         self.recorder.backward = None
+        if self.forward is not None:
+            # It failed on its way: what it holds of its graph would hold it for good.
+            self.forward.let_go()
         self.forward, self._thread = None, get_ident()
         self._begins()
         samples = batch_size(args, kwargs, self.recorder.options.batch_dim)
         if samples and self.recorder.attached:
             self._count += 1
             self.forward = Forward(samples, root=True, number=self._count)
+            self.forward.notes = samples > 1 and may_wait(self.recorder)
             # Weakly: what belongs to a graph goes when the graph goes.
             self._latest = weakref.ref(self.forward)
 
-    def after_layer(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def after_layer(
+        self, plan: Plan, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
         """Forward hook of a layer that owns parameters."""
+        begun = self.forward
+        if begun is not None and begun.notes:
+            if note(self.recorder, begun, plan, args, kwargs, output):
+                return None
+            self.enrol_noted(begun)
         if self.recorder.tagging is not None:
             return self._keep_likewise(self.recorder.tagging, plan, args, kwargs)
         if not torch.is_grad_enabled():
@@ -90,14 +101,8 @@ class Forwarding:
             joined = fuse(self.recorder, plan, forward, args, kwargs, output)
             tensors = tensors if joined is None else [joined]
         forward.seen.extend(weakref.ref(tensor) for tensor in tensors)
-        dim = self.recorder.options.batch_dim
-        if (
-            not in_backward
-            and tensors[0].dim() > dim
-            and tensors[0].shape[dim] == forward.samples
-            and tensors[0].grad_fn is not None
-        ):
-            forward.frontier = (tensors[0].grad_fn, tensors[0].output_nr)
+        if not in_backward:
+            self._note_frontier(forward, tensors[0].grad_fn, tensors[0].output_nr, tensors[0].shape)
         if forward.samples == 1:
             # All that arrives at a parameter is the only sample's.
             return None
@@ -161,34 +166,66 @@ class Forwarding:
         return self.forward
 
     def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
-        forward.calls[plan.name] = number = forward.calls.get(plan.name, 0) + 1
-        key = (number, output.dim(), self.recorder.model.training, forward.samples)
-        call = Call(self.recorder, plan, forward, Kept(args), key)
-        self._share(forward, call, args)
-        if call.settled and not self.recorder.guarding and not torch.is_autocast_enabled(output.device.type):
-            output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
-            return
+        call = Call(self.recorder, plan, forward, Kept(args), ())
+        output.register_hook(self.recorder.shielded(call.on_grad))
+        if call.rule.saved is not None and kept_plainly(output):
+            call.saved = call.rule.saved(output)
         device = output.device.type
-        if torch.is_autocast_enabled(device):
+        autocast = torch.is_autocast_enabled(device)
+        if autocast:
             forward.autocast = torch.get_autocast_dtype(device)
             if not type(plan.module).__module__.startswith("torch.nn."):
                 call.autocast = forward.autocast
-        without = call.without_samples(output)
+        made = Made(output.grad_fn, output.output_nr, output.shape)
+        self._enrol(forward, call, made, sure=not (self.recorder.guarding or autocast))
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            self._share(forward, call, args[0], args[0]._version)
+
+    def enrol_noted(self, forward: Forward) -> None:
+        """Do for the calls that were noted what could wait."""
+        noted, forward.noted = forward.noted, []
+        for call, x, source, version, output, made, leaves in noted:
+            forward.seen.append(output)
+            self._note_frontier(forward, *made)
+            forward.keeps.add(call.plan.name)
+            indices = [leaf.index for leaf in leaves]
+            for index in indices:
+                forward.uses[index] = forward.uses.get(index, 0) + 1
+            forward.made.append((made.grad_fn, [source], indices))
+            self._enrol(forward, call, made, sure=True)
+            self._share(forward, call, x, version)
+
+    def _enrol(self, forward: Forward, call: Call, made: Made, *, sure: bool) -> None:
+        """Give a call its number among its layer's, and ask the graph where it is not known whether its output has samples.
+
+        Args:
+            forward: the model's call that it is part of.
+            call: it.
+            made: its output.
+            sure: whether what was learnt of calls of this kind is enough.
+        """
+        name = call.plan.name
+        forward.calls[name] = number = forward.calls.get(name, 0) + 1
+        call.key = (number, len(made.shape), self.recorder.model.training, forward.samples)
+        if sure and call.settled:
+            return
+        without = call.without_samples(made.shape)
         recomputed = torch._C._current_graph_task_id() != -1
-        if not recomputed and (without or (without is None and (self.recorder.guarding or call.unsure(output)))):
-            made = Made(output.grad_fn, output.output_nr, output.shape)
+        if not recomputed and (without or (without is None and (self.recorder.guarding or call.unsure(made.shape)))):
             forward.unbatched.append((call, made, bool(without)))
-        output.register_hook(Hook(self.recorder.shielded(call.on_grad), self.recorder))
+
+    def _note_frontier(self, forward: Forward, node: Any, number: int, shape: torch.Size) -> None:
+        dim = self.recorder.options.batch_dim
+        if len(shape) > dim and shape[dim] == forward.samples and node is not None:
+            forward.frontier = (node, number)
 
     @staticmethod
-    def _share(forward: Forward, call: Call, args: tuple[Any, ...]) -> None:
+    def _share(forward: Forward, call: Call, x: Tensor, version: int) -> None:
         """Queries, keys and values read the same tensor: what is computed of it for one of them serves all."""
-        if len(args) != 1 or not isinstance(args[0], Tensor):
-            return
-        x, latest = args[0], forward.latest
-        first = latest[2]() if latest is not None and latest[0]() is x and latest[1] == x._version else None
+        latest = forward.latest
+        first = latest[2]() if latest is not None and latest[0]() is x and latest[1] == version else None
         if first is None:
-            forward.latest = weakref.ref(x), x._version, weakref.ref(call)
+            forward.latest = weakref.ref(x), version, weakref.ref(call)
         else:
             call.shared = first.shared = first.shared or SharedBlocks()
 
@@ -208,7 +245,7 @@ class Forwarding:
             forward.recomputed.append(call)
         for which, tensor in enumerate(outputs_of(output)):
             if tensor.requires_grad:
-                tensor.register_hook(Hook(self.recorder.shielded(_Numbered(call.on_grad, which)), self.recorder))
+                tensor.register_hook(self.recorder.shielded(_Numbered(call.on_grad, which)))
         return output if len(tensors) > 1 else None
 
     def after_model(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -218,6 +255,7 @@ class Forwarding:
         forward, self.forward = self.forward, None
         if forward is None or not forward.root or torch._C._current_graph_task_id() != -1:
             return
+        self.enrol_noted(forward)
         dim = self.recorder.options.batch_dim
         outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.grad_fn is not None]
         forward.seen.extend(weakref.ref(tensor) for tensor in outputs)
@@ -227,12 +265,12 @@ class Forwarding:
                 forward.ambiguous |= tensor.dim() == 3 and tensor.shape[0] == tensor.shape[1] == forward.samples > 1
                 hook = OutputHook(self.recorder, forward, forward.outputs, tensor.output_nr, where)
                 forward.outputs += 1
-                register_first(tensor, Hook(self.recorder.shielded(hook.on_grad), self.recorder))
+                register_first(tensor, self.recorder.shielded(hook.on_grad))
         if not forward.outputs and forward.frontier is not None:
             node, number = forward.frontier
             hook = OutputHook(self.recorder, forward, 0, number, dim)
             forward.outputs = 1
-            node.register_prehook(Hook(self.recorder.shielded(hook.on_node), self.recorder))
+            node.register_prehook(self.recorder.shielded(hook.on_node))
         if forward.samples > 1:
             hook_operators(self.recorder, forward, outputs)
             if self.recorder.second_pass is not None:

@@ -88,7 +88,7 @@ class FusedCall(Call):
         self.kept = Lent(x.detach())
         try:
             # Made here, since a call that held its own hook would live until the collector comes.
-            Hook(self.recorder.shielded(self.on_grad), self.recorder)(grad)
+            self.recorder.shielded(self.on_grad)(grad)
             total = None if self.product is None else self.product.summed
             if total is not None and (total.shape != weight.shape or total.dtype != weight.dtype):
                 total = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from gradscope.capture.graph_kind import kind_of, moves_rows
+from gradscope.capture.graph_kind import kind_of, look
 from gradscope.capture.layout_memory import Place
 from gradscope.capture.meeting import (
     BY_INDEX,
@@ -45,36 +46,49 @@ class Graph:
         self.batch_dim = batch_dim
         self.samples = samples
         self.whole = whole
-        self.consumers: dict[Any, list[tuple[Any, int]]] = {}
-        self.accumulators: dict[int, Any] = {}
         self._free: set[Any] = set()
-        self.nodes: set[Any] = set()
         self._bound: set[Any] = set()
+        self._movers: list[Any] = []
+        #: Name of a custom ``autograd.Function`` in it that is not torch's own; empty where there is none.
+        self.foreign = ""
+        #: In the order of the walk, each once.
+        self.nodes: dict[Any, None] = {}
         kinds: list[object] = []
-        seen = set()
         stack = [node for node in outputs if node is not None]
         while stack:
             node = stack.pop()
-            if node in seen:
+            if node in self.nodes:
                 continue
-            seen.add(node)
-            kinds.append(kind_of(node, samples))
-            for operand, (source, _) in enumerate(node.next_functions):
-                if source is None:
-                    continue
-                self.consumers.setdefault(source, []).append((node, operand))
-                if hasattr(source, "variable"):
-                    self.accumulators[id(source.variable)] = source
-                else:
-                    stack.append(source)
-        self.nodes = seen
+            kind = look(node)
+            if kind.ends:
+                continue
+            self.nodes[node] = None
+            kinds.append(kind_of(node, samples) if kind.detailed else kind.name)
+            if kind.moves:
+                self._movers.append(node)
+            self.foreign = self.foreign or kind.foreign
+            stack.extend([source for source, _ in node.next_functions if source is not None])
         #: The same for graphs of one shape: layouts are measured anew where it changes.
         self.kind = hash(tuple(kinds))
 
+    @cached_property
+    def consumers(self) -> dict[Any, list[tuple[Any, int]]]:
+        """Per node those that it feeds, and as which operand of theirs."""
+        found: dict[Any, list[tuple[Any, int]]] = {}
+        for node in self.nodes:
+            for operand, (source, _) in enumerate(node.next_functions):
+                if source is not None:
+                    found.setdefault(source, []).append((node, operand))
+        return found
+
+    @cached_property
+    def accumulators(self) -> dict[int, Any]:
+        """Per id of a tensor, the node that adds to its gradient."""
+        return {id(source.variable): source for source in self.consumers if hasattr(source, "variable")}
+
     def moves(self) -> bool:
         """Whether rows are picked or put somewhere by their values, so that what was measured once may not hold again."""
-        movers = (node for node in self.nodes if moves_rows(node))
-        sources = (source for node in movers for source, _ in node.next_functions if source is not None)
+        sources = (source for node in self._movers for source, _ in node.next_functions if source is not None)
         # Reading rows of a table moves no samples.
         return any(not self.free_of_samples(source) for source in sources)
 

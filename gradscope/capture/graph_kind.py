@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Operators that read or write rows by index or by value.
 _MOVERS = {
@@ -41,18 +41,49 @@ def kind_of(node: Any, samples: int) -> object:
     return kind
 
 
-def moves_rows(node: Any) -> bool:
-    """Whether it picks or puts rows by index or by value."""
-    return node.name().rstrip("0123456789") in _MOVERS
+class Kind(NamedTuple):
+    """What a type of node tells of all its nodes.
+
+    Attributes:
+        name: of its operator.
+        ends: whether it adds to a tensor and leads on to nothing.
+        detailed: whether more than the name decides whose rows are where.
+        moves: whether it picks or puts rows by index or by value.
+        foreign: name of the custom ``autograd.Function`` that is not torch's own; empty where there is none.
+    """
+
+    name: str
+    ends: bool
+    detailed: bool
+    moves: bool
+    foreign: str
+
+
+#: Of the types that torch's own operators have: looking them up takes less than asking each node.
+_KINDS: dict[type, Kind] = {}
+
+
+def look(node: Any) -> Kind:
+    """The kind of a node."""
+    known = _KINDS.get(type(node))
+    return known if known is not None else _look(node)
+
+
+def _look(node: Any) -> Kind:
+    name, made = node.name(), getattr(type(node), "_forward_cls", None)
+    foreign = "" if made is None or made.__module__.startswith(("torch.", "gradscope.")) else str(made.__qualname__)
+    moves = name.rstrip("0123456789") in _MOVERS
+    detailed = name in _SETTINGS or name == "SliceBackward0"
+    kind = Kind(name, hasattr(node, "variable"), detailed, moves, foreign)
+    if made is None and name.rpartition("::")[2] == type(node).__name__:
+        # Types of functions defined in Python come and go, and operators without a type of their own share one.
+        _KINDS[type(node)] = kind
+    return kind
 
 
 def foreign(nodes: Iterable[Any]) -> str:
     """Name of a custom ``autograd.Function`` that is not torch's own; empty where there is none."""
-    for node in nodes:
-        kind = getattr(type(node), "_forward_cls", None)
-        if kind is not None and not kind.__module__.startswith(("torch.", "gradscope.")):
-            return str(kind.__qualname__)
-    return ""
+    return next((kind.foreign for kind in map(look, nodes) if kind.foreign), "")
 
 
 def upstream(node: Any) -> Iterator[Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 
 import torch
 from torch._compile import _disable_dynamo
+from torch.utils.checkpoint import _StopRecomputationError
 
 from gradscope.capture.compiled import in_one_graph, leave_uncompiled
 
@@ -45,6 +47,52 @@ class Hook:
 
 
 leave_uncompiled(Hook.__call__.__code__, callees=True)
+
+
+class Owner(Protocol):
+    """Who counts the time of its hooks and is told what failed in them."""
+
+    seconds: float
+    failures: list[str]
+
+
+class Shielded(Hook):
+    """A hook whose time is counted, and whose failures are kept from the user's run.
+
+    Args:
+        function: what to call.
+        owner: who takes note.
+    """
+
+    owner: Owner
+
+    def __init__(self, function: Callable[..., Any], owner: Owner) -> None:
+        super().__init__(function, owner)
+
+    def __call__(self, *args: Any) -> Any:  # noqa: D102
+        if torch.compiler.is_compiling():
+            return None if in_one_graph() else self._uncompiled(*args)
+        return self._shielded(*args)
+
+    @_disable_dynamo
+    def _uncompiled(self, *args: Any) -> Any:
+        return self._shielded(*args)
+
+    def _shielded(self, *args: Any) -> Any:
+        started, owner = perf_counter(), self.owner
+        try:
+            return self._function(*args)
+        except _StopRecomputationError:
+            # A checkpoint stops its recomputation with this; it is the user's, not ours.
+            raise
+        except Exception as error:  # a failure of ours must never end the user's backward
+            owner.failures.append(f"{type(error).__name__}: {str(error).strip()[:300]}")
+            return None
+        finally:
+            owner.seconds += perf_counter() - started
+
+
+leave_uncompiled(Shielded.__call__.__code__, callees=True)
 
 #: Called with a model that is about to be watched: who watches models that nobody told it to lets go of them.
 UNASKED: list[Callable[[torch.nn.Module], None]] = []

@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from gradscope.capture.forward import Forward
-from gradscope.capture.hook import Hook
 from gradscope.capture.kept import Kept
 from gradscope.capture.plan import Plan
 from gradscope.capture.tagged_rows import TaggedRows
@@ -79,7 +78,7 @@ class RecomputedCall:
         """Hooks on the outputs."""
         for which, tensor in enumerate(outputs):
             if tensor.requires_grad:
-                tensor.register_hook(Hook(self.recorder.shielded(_Numbered(self.on_grad, which)), self.recorder))
+                tensor.register_hook(self.recorder.shielded(_Numbered(self.on_grad, which)))
 
     def on_grad(self, which: int, grad: Tensor) -> None:
         """Hook on output number ``which``."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils.checkpoint import _StopRecomputationError
 
 from gradscope.capture.backward import Backward, after_backward, finish_forwards, forget_cleared
-from gradscope.capture.callables import AboveHook, AddedHook, LeafHook, PlanHook
+from gradscope.capture.callables import AboveHook, AddedHook, LeafHook
 from gradscope.capture.forward import Forward
 from gradscope.capture.forwarding import Forwarding
 from gradscope.capture.gathered import Gathered
-from gradscope.capture.hook import Hook
+from gradscope.capture.hook import Shielded
 from gradscope.capture.layout_memory import LayoutMemory
 from gradscope.capture.options import Options
 from gradscope.capture.plan import Plan
@@ -28,9 +27,6 @@ from gradscope.moments.microstep import MicroStep
 
 #: Seed of the private generator: two runs over the same data print the same figures.
 SEED = 0x6772616473
-
-#: The gradients of fewer parameters are looked at as they come, while they are in cache.
-MANY_LEAVES = 16
 
 
 class Recorder:
@@ -76,8 +72,6 @@ class Recorder:
         self.calibrated = False
         #: Other callbacks at the end of a backward, which may queue more, come first.
         self.levels = 0
-        #: Whether there are parameters enough for reading their gradients together, when a backward is over.
-        self.many = len(leaves) >= MANY_LEAVES
         #: Whether no other process shares the gradients: wrappers put sums over ranks into ``.grad`` during the backward.
         self.local = True
         #: Whether a second backward may run inside the user's; where it would wait for other ranks it may not.
@@ -92,14 +86,15 @@ class Recorder:
     def attach(self) -> None:
         """Hang hooks on the model, its layers and its parameters."""
         if self._presence is None:
-            hook = Hook(self.shielded(self.forwarding.before_model), self)
+            hook = self.shielded(self.forwarding.before_model)
             self._presence = self.model.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
         if self._handles:
             return
         model = self.model
         for plan in self.plans:
             # First of all: the user's own hooks may return something else than what the layer did.
-            self._hang(plan.module.register_forward_hook, PlanHook(self, plan), with_kwargs=True, prepend=True)
+            after_layer = partial(self.forwarding.after_layer, plan)
+            self._hang(plan.module.register_forward_hook, after_layer, with_kwargs=True, prepend=True)
         if self.second_pass is not None:
             for plan in self.second_pass.plans.values():
                 self._hang(plan.module.register_forward_hook, AboveHook(self, plan), with_kwargs=True)
@@ -114,10 +109,15 @@ class Recorder:
 
     def _hang_on(self, leaf: Leaf) -> None:
         leaf.watched = True
-        arrival = Hook(self.shielded(LeafHook(self, leaf)), self)
-        self._handles.append(register_first(leaf.live, arrival))
-        added = Hook(AddedHook(self, leaf.index), None)
+        added = AddedHook(self, leaf.index)
         self._handles.append(leaf.live.register_post_accumulate_grad_hook(added))
+        if leaf.followed or leaf.sharded:
+            self._follow(leaf)
+
+    def _follow(self, leaf: Leaf) -> None:
+        """From now on see its gradient before it is added, in the backward that is running, too."""
+        leaf.followed = True
+        self._handles.append(register_first(leaf.live, self.shielded(LeafHook(self, leaf))))
 
     def detach(self) -> None:
         """Take the hooks off, but for one on the model that shows that it is watched."""
@@ -148,41 +148,63 @@ class Recorder:
             self._presence = None
 
     def _hang(self, register: Callable[..., Any], function: Callable[..., Any], **options: Any) -> None:
-        self._handles.append(register(Hook(self.shielded(function), self), **options))
+        self._handles.append(register(self.shielded(function), **options))
 
-    def shielded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def shielded(self, function: Callable[..., Any]) -> Shielded:
         """The function with its time counted and its failures kept from the user's run."""
-
-        def run(*args: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*args)
-            except _StopRecomputationError:
-                # A checkpoint stops its recomputation with this; it is the user's, not ours.
-                raise
-            except Exception as error:  # a failure of ours must never end the user's backward
-                self.failures.append(f"{type(error).__name__}: {str(error).strip()[:300]}")
-                return None
-            finally:
-                self.seconds += time.perf_counter() - started
-
-        return run
+        return Shielded(function, self)
 
     # -- backward -----------------------------------------------------------------------------------------------------
 
     def enter(self, forward: Forward) -> bool:
         """Note that a backward has reached this forward; False if its micro-step is over already."""
-        if self.backward is None:
-            self.backward = Backward(torch._C._current_graph_task_id())
-            after_backward(self.shielded(self._after_backward), self.levels)
-        self.backward.reach(forward)
+        backward = self.backward or self._begin(forward)
+        if forward.noted:
+            # A backward inside the model's own forward.
+            self.forwarding.enrol_noted(forward)
+        if forward not in backward.forwards:
+            backward.forwards.append(forward)
+            if forward.samples == 1 and self.options.moments:
+                for index in backward.fresh - backward.added:
+                    self._read_as_it_comes(backward, self.leaves[index])
         # Hooks run with gradients enabled only where the backward itself is to be differentiated.
-        self.backward.creates |= torch.is_grad_enabled()
+        backward.creates |= torch.is_grad_enabled()
         if forward.done:
             return False
         if forward.step is None:
             forward.step = self._new_step(forward)
         return not forward.differentiated
+
+    def _begin(self, forward: Forward | None) -> Backward:
+        """A backward has begun: what lies in ``.grad`` already decides how its parameters are looked at."""
+        backward = self.backward = Backward(torch._C._current_graph_task_id())
+        after_backward(self.shielded(self._after_backward), self.levels)
+        few = self.options.moments and (forward is None or forward.samples == 1)
+        every = few or not self.local or self.more_backwards()
+        for leaf in self.leaves:
+            if not leaf.watched:
+                continue
+            own = leaf.live
+            hooks = len(own._backward_hooks or ()) - leaf.followed + len(own._post_accumulate_grad_hooks or ())
+            if every or leaf.prompt or leaf.sharded or hooks > 1 or own.grad is not None:
+                self._read_as_it_comes(backward, leaf)
+            else:
+                backward.fresh.add(leaf.index)
+        return backward
+
+    def _read_as_it_comes(self, backward: Backward, leaf: Leaf) -> None:
+        backward.fresh.discard(leaf.index)
+        if not leaf.followed:
+            self._follow(leaf)
+
+    def added_first(self, index: int) -> None:
+        """A backward that no hook of ours has seen so far has added to a parameter: what it held before is not known."""
+        backward = self._begin(None)
+        backward.fresh.discard(index)
+        backward.added.add(index)
+        if not self.leaves[index].followed:
+            self._follow(self.leaves[index])
+        backward.unseen.add(index)
 
     def more_backwards(self) -> bool:
         """Whether the graph is kept for another backward, or several forwards of the same samples wait for each other."""
@@ -195,7 +217,8 @@ class Recorder:
             order = torch.randperm(forward.samples, generator=self.generator)
             chosen = order[: options.subsample].sort().values
         for leaf in self.leaves:
-            leaf.directions(self.generator)
+            if leaf.probe is None:
+                leaf.directions(self.generator)
         spot = self._draw_spot(forward.samples, chosen) if self.guarding else None
         step = MicroStep(
             forward.samples, moments=options.moments, chosen=chosen, budget=options.budget, spot=spot, workspace=self.workspace
@@ -236,22 +259,21 @@ class Recorder:
         """Hook on a parameter: autograd is about to add this to ``.grad``."""
         if self.tagging is not None:
             return
+        backward = self.backward or self._begin(None)
+        if leaf.index in backward.fresh:
+            return
         own = leaf.live
         leaf.hooked = max(len(own._backward_hooks or ()), len(own._post_accumulate_grad_hooks or ())) > 1
-        if self.backward is None:
-            self.backward = Backward(torch._C._current_graph_task_id())
-            after_backward(self.shielded(self._after_backward), self.levels)
-        backward = self.backward
         prompt = leaf.hooked or leaf.prompt or leaf.sharded or not self.local
         few = not backward.forwards or any(forward.samples == 1 for forward in backward.forwards)
         keep = self.more_backwards() or (self.options.moments and (prompt or few))
-        backward.arrive(leaf, grad, leaf.directions(self.generator), keep=keep, later=self.many and not prompt)
+        backward.arrive(leaf, grad, leaf.directions(self.generator), keep=keep)
 
     def _after_backward(self) -> None:
         backward, self.backward = self.backward, None
         if backward is None:
             return
-        backward.drop_unused()
+        backward.read(self.leaves, self.generator)
         for leaf in backward.lost:
             leaf.prompt = True
         if backward.creates and not backward.added:
@@ -291,10 +313,11 @@ class Recorder:
         for step in steps:
             if self.second_pass is not None and step.samples > 1:
                 self.second_pass.learn(step)
-            for index, record in step.measured.items():
-                if record.arrival is None or step.samples == 1:
+            for index, record in step.measured.items() if step.samples > 1 else ():
+                if record.arrival is None:
                     continue
-                if not record.described and not record.spoiled:
+                if record.sketch is not None or record.norms is not None:
+                    if self.estimated:
+                        self.estimated.discard(index)
+                elif not record.spoiled:
                     self.estimated.add(index)
-                elif record.described:
-                    self.estimated.discard(index)

@@ -11,8 +11,6 @@ from torch.autograd.graph import GradientEdge
 from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward, Made
 from gradscope.capture.graph import Graph, nodes_of_call
-from gradscope.capture.graph_kind import foreign
-from gradscope.capture.hook import Hook
 from gradscope.capture.meeting import Mixes
 from gradscope.capture.operator_use import OperatorUse
 from gradscope.capture.recomputed_call import RecomputedCall
@@ -35,7 +33,7 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
     nodes = (tensor.grad_fn for tensor in outputs)
     graph = Graph(nodes, options.batch_dim, forward.samples, whole=options.second_pass)
     forward.graph = recorder.graph = (graph.kind, forward.samples)
-    function = foreign(graph.nodes)
+    function = graph.foreign
     if function and not options.second_pass:
         # Its backward may free or overwrite what it saved: run twice, it could end or change the user's training.
         forward.tag_error = (
@@ -139,4 +137,4 @@ def _hook_unbatched(recorder: Recorder, forward: Forward, graph: Graph, call: Ca
 
 
 def _hang(recorder: Recorder, use: OperatorUse, node: Any) -> None:
-    node.register_prehook(Hook(recorder.shielded(use.on_node), recorder))
+    node.register_prehook(recorder.shielded(use.on_node))

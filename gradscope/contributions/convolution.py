@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe
@@ -15,6 +16,7 @@ from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.patches import by_native, by_patches, depthwise, filtered_probe, native_gradient
+from gradscope.contributions.placed_probe import placed_probe
 from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.shifted_gram import by_shifted_gram
@@ -30,15 +32,16 @@ class Convolution(Contribution):
     """``hᵢ = Σ_positions gradᵢᵀ patchᵢ``, group by group.
 
     Args:
-        inputs: padded input ``[n, channels, *spatial]``.
+        inputs: ``[n, channels, *spatial]``, with the geometry's padding still to come.
         grads: gradient of the output ``[n, channels_out, *positions]``.
         shape: the parameter's, ``[channels_out, channels/groups, *kernel]``.
         geometry: how the kernel walks.
     """
 
     def __init__(self, inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: Geometry) -> None:
+        inputs = working(inputs).resolve_conj()
         # What lies beyond the last position takes no part.
-        self.inputs = geometry.reached(working(inputs).resolve_conj(), tuple(grads.shape[2:]))
+        self.inputs = inputs if any(geometry.padding) else geometry.reached(inputs, tuple(grads.shape[2:]))
         self.grads = working(grads)
         self.shape = shape
         self.geometry = geometry
@@ -51,10 +54,19 @@ class Convolution(Contribution):
     def nbytes(self) -> int:
         return self.inputs.nbytes + self.grads.nbytes
 
+    def padded(self) -> Convolution:
+        """The same with all padding in its input."""
+        zeros = self.geometry.padding
+        if not any(zeros):
+            return self
+        whole = F.pad(self.inputs, [amount for size in reversed(zeros) for amount in (size, size)])
+        return Convolution(whole, self.grads, self.shape, replace(self.geometry, padding=()))
+
     def outer(self) -> Outer:
         """The same with all patches unfolded."""
         groups, positions = self.geometry.groups, tuple(self.grads.shape[2:])
-        patches = self.geometry.unfold(self.inputs, 0, positions, lambda _, shape, like: like.new_empty(shape))
+        own = self.padded()
+        patches = own.geometry.unfold(own.inputs, 0, positions, lambda _, shape, like: like.new_empty(shape))
         grads = self.grads.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3)
         return Outer(patches.unflatten(0, (-1, groups)).transpose(2, 3), grads, self.shape)
 
@@ -67,16 +79,26 @@ class Convolution(Contribution):
         return self._figures(workspace or Workspace(), probe, moments=moments)
 
     def _figures(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
-        inputs, grads, geometry = self.inputs, self.grads, self.geometry
-        shapes = (tuple(inputs.shape), tuple(self.shape), geometry.stride, geometry.dilation, geometry.groups)
+        inputs, geometry = self.inputs, self.geometry
+        walk = (*geometry.zeros, geometry.stride, geometry.dilation, geometry.groups)
+
+        def estimated() -> dict[str, float]:
+            own = self.padded()
+            return costs(own.inputs, own.grads, own.geometry, workspace, moments=moments)
+
         algorithm = workspace.choice(
-            ("convolution", *shapes, moments, inputs.dtype, inputs.device.type),
-            lambda: costs(inputs, grads, geometry, workspace, moments=moments),
+            ("convolution", tuple(inputs.shape), tuple(self.shape), *walk, moments, inputs.dtype, inputs.device.type),
+            estimated,
             lambda name: self._by(name, workspace, None, moments=moments).squares.sum(),
         )
         return self._by(algorithm, workspace, probe, moments=moments)
 
     def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
+        if algorithm == SHIFTED_GRAM and probe is not None and self._has_cheap_probes():
+            found = self._by(algorithm, workspace, None, moments=moments)
+            return replace(found, probes=self.probe(probe))
+        if algorithm != NATIVE and any(self.geometry.padding):
+            return self.padded()._by(algorithm, workspace, probe, moments=moments)
         if algorithm == SHIFTED_GRAM:
             return self._by_gram(workspace, probe)
         if algorithm == WINOGRAD:
@@ -116,9 +138,16 @@ class Convolution(Contribution):
             found = by_native(self.inputs, self.grads, self.shape, self.geometry, probe).probes
             if found is not None:
                 return found
+        if self._has_cheap_probes():
+            return widen(placed_probe(self.inputs, self.grads, self.geometry, probe))
         if self.shape[1] > FEW_CHANNELS:
-            return widen(Shifts.of(self.inputs, self.grads, self.geometry).probe(probe))
+            own = self.padded()
+            return widen(Shifts.of(own.inputs, own.grads, own.geometry).probe(probe))
         return widen(filtered_probe(self.inputs, self.grads, self.shape, self.geometry, probe))
+
+    def _has_cheap_probes(self) -> bool:
+        """Whether factors are read as they are."""
+        return self.shape[1] > FEW_CHANNELS and self.geometry.groups == 1
 
     def one(self, i: int) -> Tensor:
         return native_gradient(self.inputs[i : i + 1], self.grads[i : i + 1], self.shape, self.geometry)
@@ -132,6 +161,14 @@ class Convolution(Contribution):
 
     def select(self, index: Tensor) -> Convolution:
         return Convolution(self.inputs[index], self.grads[index], self.shape, self.geometry)
+
+    def borrow(self, index: Tensor, workspace: Workspace) -> Convolution:
+        def chosen(part: Tensor, slot: str) -> Tensor:
+            memory = workspace.buffer(slot, (index.numel(), *part.shape[1:]), part)
+            return torch.index_select(part, 0, index.to(part.device), out=memory)
+
+        inputs, grads = chosen(self.inputs, "chosen inputs"), chosen(self.grads, "chosen gradients")
+        return Convolution(inputs, grads, self.shape, self.geometry)
 
     def regroup(self, sample_of_row: Tensor, samples: int) -> Contribution:
         order, whole = RowOrder(sample_of_row, samples), self.outer()

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.convolution import Convolution
 from gradscope.contributions.figures import Figures
-from gradscope.contributions.fused_convolution import sums_of_convolutions
+from gradscope.contributions.fused_convolution import grouped, sums_of_convolutions
 from gradscope.contributions.fused_sums import sums_of_products
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.workspace import Workspace
@@ -62,8 +62,10 @@ class FusedConvolution(Convolution):
     def figures(
         self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
     ) -> Figures:
+        workspace = workspace or Workspace()
+        own = self if grouped(self.inputs, self.grads) else self.padded()
         sums = sums_of_convolutions(
-            self.inputs, self.grads, self.shape, self.geometry, workspace or Workspace(), moments=moments, probe=probe
+            own.inputs, own.grads, self.shape, own.geometry, workspace, moments=moments, probe=probe
         )
         self.summed = sums.total
         if probe is None or sums.probes is not None:

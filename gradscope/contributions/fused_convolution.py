@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Probe
-from gradscope.contributions.fused_sums import FusedSums, sums_of_chunks, sums_of_products, sums_one_by_one
+from gradscope.contributions.fused_sums import FusedSums, sums_of_chunks, sums_of_products
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.patches_one_by_one import are_large, patches_one_by_one
 from gradscope.contributions.workspace import Workspace
@@ -30,7 +29,7 @@ def sums_of_convolutions(
     """Sums over samples of a convolution's weight gradients, each built once.
 
     Args:
-        inputs: padded input ``[n, channels, *spatial]``.
+        inputs: ``[n, channels, *spatial]``, padded unless samples are ``grouped``.
         grads: gradient of the output ``[n, channels_out, *positions]``.
         shape: the parameter's.
         geometry: how the kernel walks; one group.
@@ -38,23 +37,25 @@ def sums_of_convolutions(
         moments: whether second moments are wanted.
         probe: random directions, or None; answered where patches are at hand.
     """
-    if prod(grads.shape[2:]) < POSITIONS or inputs.shape[1] < CHANNELS:
+    if not grouped(inputs, grads):
         return _of_patches(inputs, grads, geometry, workspace, moments=moments, probe=probe).shaped(shape)
     return sums_of_chunks(_grouped(inputs, grads, shape, geometry, workspace), moments=moments)
+
+
+def grouped(inputs: Tensor, grads: Tensor) -> bool:
+    """Whether a native backward in which samples are groups builds the gradients."""
+    return prod(grads.shape[2:]) >= POSITIONS and inputs.shape[1] >= CHANNELS
 
 
 def _of_patches(
     inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, *, moments: bool, probe: Probe | None
 ) -> FusedSums:
     positions = tuple(grads.shape[2:])
-    patch, out = inputs.shape[1] * prod(geometry.kernel), grads.shape[1]
+    patch = inputs.shape[1] * prod(geometry.kernel)
     if are_large(inputs, grads, geometry, workspace):
-        built, probes = patches_one_by_one(
-            inputs, grads, geometry, workspace, summed=True, moments=moments, probe=probe
-        )
-        return replace(sums_one_by_one(built), probes=probes).shaped(
-            torch.Size((out, patch)), transposed=True, workspace=workspace
-        )
+        built = patches_one_by_one(inputs, grads, geometry, workspace, summed=True, moments=moments, probe=probe)
+        if built.total is not None:
+            return FusedSums(built.total, built.squares, built.second_moment, built.probes)
     found: FusedSums | None = None
     chunk = workspace.room(patch * prod(positions), inputs)
     for x, g in zip(inputs.split(chunk), grads.split(chunk), strict=True):
@@ -76,7 +77,7 @@ def _grouped(
         c = x.shape[0]
         found = torch.ops.aten.convolution_backward(
             g.reshape(1, c * g.shape[1], *g.shape[2:]), x.reshape(1, c * x.shape[1], *x.shape[2:]),
-            x.new_empty(c * shape[0], *shape[1:]), None, geometry.stride, none, geometry.dilation, False, none, c,
+            x.new_empty(c * shape[0], *shape[1:]), None, geometry.stride, geometry.zeros, geometry.dilation, False, none, c,
             [False, True, False],
         )[1]  # fmt: skip
         yield found.reshape(c, *shape)

@@ -11,19 +11,26 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How a kernel walks over its (already padded) input.
+    """How a kernel walks over its input.
 
     Attributes:
         kernel: size of the kernel per spatial dimension.
         stride: per spatial dimension.
         dilation: per spatial dimension.
         groups: number of channel groups.
+        padding: zeros on both sides of each spatial dimension that the input does not hold yet; empty where it holds all.
     """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    padding: tuple[int, ...] = ()
+
+    @property
+    def zeros(self) -> tuple[int, ...]:
+        """The padding of each spatial dimension, also where there is none."""
+        return self.padding or (0,) * len(self.kernel)
 
     def unfold(
         self, x: Tensor, first: int, positions: tuple[int, ...], memory: Callable[[str, Sequence[int], Tensor], Tensor]

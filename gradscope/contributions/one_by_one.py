@@ -33,10 +33,11 @@ class OneByOne:
         summed: whether the sum is wanted.
         moments: whether the elementwise sum of squares is wanted.
         memory: for the sum of squares; by default fresh.
-        turned: whether that sum will be turned round, so that scratch memory will do.
+        turned: whether the sums will be turned round, so that scratch memory will do.
         alone: whether threads share each product, however small, instead of the products of a batch.
 
     Attributes:
+        size: ``(a, b)``.
         total: ``Σᵢ hᵢ``, ``[a, b]``, or None.
         second_moment: ``Σᵢ hᵢ²``, ``[a, b]``, or None.
     """
@@ -46,7 +47,10 @@ class OneByOne:
         *, summed: bool, moments: bool, memory: Workspace | None = None, turned: bool = False, alone: bool = False,
     ) -> None:  # fmt: skip
         memory = memory or Workspace()
-        self.total = like.new_empty(size) if summed else None
+        self.size = size
+        self.total = None
+        if summed:
+            self.total = memory.buffer("total", size, like) if turned else like.new_empty(size)
         self.second_moment = memory.moment(torch.Size(size), like, turned=turned) if moments else None
         self._lengths = like.new_empty(samples, size[0])
         self._alone = alone

@@ -14,7 +14,7 @@ from gradscope.contributions.convolution_costs import NATIVE, PATCHES
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.patches_one_by_one import are_large, patches_one_by_one
-from gradscope.contributions.products import Reduction, pieces, turned
+from gradscope.contributions.products import Reduction, pieces
 from gradscope.contributions.workspace import Workspace
 
 #: A single sample's patches are unfolded whole up to this many times the usual room.
@@ -38,11 +38,9 @@ def by_patches(
     """
     workspace, groups = workspace or Workspace(), geometry.groups
     if are_large(inputs, grads, geometry, workspace):
-        built, probes = patches_one_by_one(
-            inputs, grads, geometry, workspace, summed=False, moments=moments, probe=probe
-        )
-        second = None if built.second_moment is None else turned(built.second_moment, workspace).reshape(shape)
-        return Figures(built.squares(), probes, second, PATCHES)
+        built = patches_one_by_one(inputs, grads, geometry, workspace, summed=False, moments=moments, probe=probe)
+        second = None if built.second_moment is None else built.second_moment.view(shape)
+        return Figures(built.squares, built.probes, second, PATCHES)
     positions = tuple(grads.shape[2:])
     patch, out = inputs.shape[1] // groups * prod(geometry.kernel), grads.shape[1] // groups
     transposed = groups == 1 and patch > out
@@ -107,8 +105,8 @@ def native_gradient(inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: 
     """``Σᵢ hᵢ`` of the given samples by torch's own backward of the convolution, of the parameter's shape."""
     none = [0] * len(geometry.kernel)
     found: Tensor = torch.ops.aten.convolution_backward(
-        grads, inputs, inputs.new_empty(shape), None, geometry.stride, none, geometry.dilation, False, none, geometry.groups,
-        [False, True, False],
+        grads, inputs, inputs.new_empty(shape), None, geometry.stride, geometry.zeros, geometry.dilation, False, none,
+        geometry.groups, [False, True, False],
     )[1]  # fmt: skip
     return found
 
@@ -117,8 +115,8 @@ def filtered_probe(inputs: Tensor, grads: Tensor, shape: torch.Size, geometry: G
     """``⟨hᵢ, Rⱼ⟩``, ``[n, k]``: the right factor by one native convolution with k random filters, so that nothing is unfolded."""
     n, groups, k = inputs.shape[0], geometry.groups, probe.right.shape[0]
     kernels = probe.right.reshape(k, *shape[1:]).repeat(groups, *[1] * (len(shape) - 1))
-    none = [0] * len(geometry.kernel)
-    right = torch.convolution(inputs, kernels, None, geometry.stride, none, geometry.dilation, False, none, groups)
+    none, zeros = [0] * len(geometry.kernel), geometry.zeros
+    right = torch.convolution(inputs, kernels, None, geometry.stride, zeros, geometry.dilation, False, none, groups)
     left = probe.left.reshape(k, groups, -1).transpose(0, 1)
     apart = grads.reshape(n, groups, grads.shape[1] // groups, -1)
     return torch.matmul(left, apart).mul_(right.reshape(n, groups, k, -1)).sum((1, 3))

@@ -28,7 +28,7 @@ def turned(matrix: Tensor, workspace: Workspace | None = None) -> Tensor:
     Of two dimensions, as torch turns it block by block; with the kernel's dimensions apart it takes up to ten times as long.
     """
     if workspace is None:
-        return matrix.mT.contiguous()
+        return matrix.mT.clone(memory_format=torch.contiguous_format)
     return workspace.lend(torch.Size(matrix.mT.shape), matrix).copy_(matrix.mT)
 
 

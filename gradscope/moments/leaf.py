@@ -30,12 +30,14 @@ class Leaf:
         watched: hooks of ours hang on it.
         in_turn: one of several watched optimizers steps it, so that it may be frozen while another has its turn.
         weight: the weight that this is the bias of, in layers where both are projected onto the same directions.
-        prompt: its gradient is looked at as it comes: at the end of a backward ``.grad`` was gone once.
+        prompt: its gradient is looked at as it comes: once it could not be read when the backward was over.
+        sharded: this process holds a part of the parameter only (a ``DTensor``).
+        followed: a hook of ours sees its gradient before it is added.
     """
 
     __slots__ = (
-        "added", "baseline", "full", "hooked", "ignored", "in_turn", "index", "info", "live", "mismatched", "parameter",
-        "pending", "probe", "prompt", "version", "watched", "weight",
+        "added", "baseline", "followed", "full", "hooked", "ignored", "in_turn", "index", "info", "live", "mismatched",
+        "parameter", "pending", "probe", "prompt", "sharded", "version", "watched", "weight",
     )  # fmt: skip
 
     def __init__(self, index: int, info: ParameterInfo, parameter: Parameter) -> None:
@@ -55,17 +57,14 @@ class Leaf:
         self.hooked = False
         self.mismatched = False
         self.weight: Leaf | None = None
+        self.sharded = hasattr(parameter, "to_local")
         self.prompt = False
+        self.followed = False
 
     @property
     def wanted(self) -> bool:
         """Whether this parameter is to be measured: it asks for a gradient, and the user did not leave it out."""
         return self.parameter.requires_grad and not self.ignored
-
-    @property
-    def sharded(self) -> bool:
-        """Whether this process holds a part of the parameter only (a ``DTensor``)."""
-        return hasattr(self.parameter, "to_local")
 
     @property
     def grad(self) -> Tensor | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from gradscope.moments.arrival import Arrival
 from gradscope.moments.leaf import Leaf
 
 
-@dataclass(slots=True, eq=False)
 class Measured:
     """What one micro-step knows of one parameter. Tensors stay on their device until the window closes.
 
@@ -49,6 +48,7 @@ class Measured:
         dtype: lowest precision among the tensors that went into it.
     """
 
+    # On the class: there is one such record for each parameter of each micro-step, and most of these stay as they are.
     rule: str = ""
     reason: str = ""
     norms: Tensor | None = None
@@ -65,6 +65,9 @@ class Measured:
     second_pass: bool = False
     assumed: bool = False
     dtype: torch.dtype = torch.float64
+
+    def __init__(self, **known: Any) -> None:
+        self.__dict__.update(known)
 
     @property
     def described(self) -> bool:

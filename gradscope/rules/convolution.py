@@ -16,14 +16,17 @@ from gradscope.rules.linear import as_computed
 from gradscope.rules.rule import Rule, owns
 
 
-def _geometry(module: _ConvNd) -> Geometry:
-    return Geometry(tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation), module.groups)
+def _geometry(module: _ConvNd, padding: tuple[int, ...]) -> Geometry:
+    return Geometry(tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation), module.groups, padding)
 
 
-def _padded(module: _ConvNd, x: Tensor) -> Tensor:
+def _padded(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The input, and how many zeros belong around it; other padding is put there at once."""
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     pad = list(module._reversed_padding_repeated_twice)
-    return F.pad(x, pad, mode=mode) if any(pad) else x
+    if mode == "constant" and pad[::2] == pad[1::2]:
+        return x, tuple(pad[::-2])
+    return F.pad(x, pad, mode=mode) if any(pad) else x, ()
 
 
 def _bias(module: Module, grad: Tensor) -> dict[str, Contribution]:
@@ -34,17 +37,15 @@ def _bias(module: Module, grad: Tensor) -> dict[str, Contribution]:
 
 def describe_convolution(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
     """Output gradients times input patches."""
-    x = _padded(module, as_computed(inputs[0], grad))  # type: ignore[arg-type]
-    weight = Convolution(x, grad, module.weight.shape, _geometry(module))  # type: ignore
+    x, zeros = _padded(module, as_computed(inputs[0], grad))  # type: ignore[arg-type]
+    weight = Convolution(x, grad, module.weight.shape, _geometry(module, zeros))  # type: ignore
     return {"weight": weight, **_bias(module, grad)}
 
 
 def describe_transposed(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
     """A transposed convolution's weight gradient is a convolution's with input and output gradient exchanged."""
     x = as_computed(inputs[0], grad)
-    pad = [amount for size in reversed(module.padding) for amount in (size, size)]  # type: ignore
-    padded = F.pad(grad, pad) if any(pad) else grad
-    weight = Convolution(padded, x, module.weight.shape, _geometry(module))  # type: ignore
+    weight = Convolution(grad, x, module.weight.shape, _geometry(module, tuple(module.padding)))  # type: ignore
     return {"weight": weight, **_bias(module, grad)}
 
 

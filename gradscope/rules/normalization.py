@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,9 @@ from gradscope.contributions import Contribution, Dense
 from gradscope.contributions.precision import working
 from gradscope.errors import MixedSamplesError
 from gradscope.rules.rule import Rule, owns
+
+#: Groups whose mean is further from zero than so many standard deviations are normalised before they are multiplied.
+FAR = 32.0
 
 
 def _trailing(module: Module, x: Tensor, grad: Tensor, *, centred: bool) -> dict[str, Contribution]:
@@ -55,8 +59,40 @@ def describe_rms_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> 
 
 
 def describe_group_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
-    """``x̂`` within each group of channels."""
-    return _channels(module, F.group_norm(working(inputs[0]), module.num_groups, eps=module.eps), grad)  # type: ignore
+    """``x̂`` within each group of channels; the layer's saved ``mean`` and ``1/std`` ``[n, groups]`` may follow the input."""
+    x, saved = working(inputs[0]), inputs[1:]
+    if len(saved) == 2 and x.dtype == grad.dtype == saved[0].dtype and x.is_cpu and not _far_from_zero(*saved):
+        return _in_one_pass(module, x, grad, *saved)
+    return _channels(module, F.group_norm(x, module.num_groups, eps=module.eps), grad)  # type: ignore
+
+
+def _far_from_zero(mean: Tensor, rstd: Tensor) -> bool:
+    """Whether ``Σ g·x - mean·Σ g`` would lose digits that ``Σ g·x̂`` keeps."""
+    return not torch.linalg.vector_norm(mean * rstd, ord=math.inf).item() < FAR
+
+
+def _in_one_pass(module: Module, x: Tensor, grad: Tensor, mean: Tensor, rstd: Tensor) -> dict[str, Contribution]:
+    """Scale and shift by torch's own backward of one sample whose channels are those of all samples."""
+    n, channels, groups = x.shape[0], x.shape[1], mean.shape[1]
+    many, positions = n * channels, x[0, 0].numel()
+    # Its sums do not read the scale, but its signature does.
+    scale = x.new_empty(many)
+    _, weight, bias = torch.ops.aten.native_group_norm_backward(
+        grad.reshape(1, many, positions), x.reshape(1, many, positions), mean.reshape(1, -1), rstd.reshape(1, -1), scale,
+        1, many, positions, n * groups, [False, True, True],
+    )  # fmt: skip
+    described: dict[str, Contribution] = {"weight": Dense(weight.view(n, channels))}
+    if module._parameters.get("bias") is not None:
+        described["bias"] = Dense(bias.view(n, channels))
+    return described
+
+
+def saved_statistics(output: Tensor) -> tuple[Tensor, ...]:
+    """``mean`` and ``1/std`` ``[n, groups]`` of a group norm's node, or nothing where another node stands there."""
+    node = output.grad_fn
+    if node is None or node.name() != "NativeGroupNormBackward0":
+        return ()
+    return node._saved_result1.detach(), node._saved_result2.detach()  # type: ignore[attr-defined]
 
 
 def _running(module: Module, x: Tensor) -> Tensor:
@@ -89,6 +125,6 @@ def _normalized_dimensions(module: Module) -> int:
 _OWNS = owns("weight")
 LAYER_NORM = Rule("layer norm", describe_layer_norm, "leading", _normalized_dimensions, _OWNS)
 RMS_NORM = Rule("RMS norm", describe_rms_norm, "leading", _normalized_dimensions, _OWNS)
-GROUP_NORM = Rule("group norm", describe_group_norm, refuse=_OWNS)
+GROUP_NORM = Rule("group norm", describe_group_norm, refuse=_OWNS, saved=saved_statistics)
 INSTANCE_NORM = Rule("instance norm", describe_instance_norm, refuse=_OWNS)
 BATCH_NORM = Rule("batch norm", describe_batch_norm, refuse=_OWNS)

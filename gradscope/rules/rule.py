@@ -32,6 +32,7 @@ class Rule:
             for layers that treat all positions alike), or only dimension 0 (``"first"``).
         features: how many trailing dimensions of the output are one position's features (``"leading"`` rules only).
         refuse: why the rule does not apply to this module; empty where it does.
+        saved: what the layer's node has saved and the rule can use, from its output: tensors ``[n, ...]`` that follow the inputs.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Rule:
     rows: Literal["leading", "first"] = "first"
     features: Callable[[Module], int] = lambda module: 1
     refuse: Callable[[Module], str] = _applies
+    saved: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
 
 def owns(*names: str) -> Callable[[Module], str]:

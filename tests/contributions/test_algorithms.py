@@ -13,7 +13,9 @@ from zoo.measured import train_window
 
 import gradscope
 from gradscope.contributions import Convolution, Outer, Probe, one_by_one, patches_one_by_one
+from gradscope.contributions import workspace as workspace_module
 from gradscope.contributions.choice import Choice, Forced, Measured
+from gradscope.contributions.fused import FusedConvolution
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import SharedBlocks
 from gradscope.contributions.workspace import Workspace
@@ -248,6 +250,46 @@ def test_what_winograds_sums_would_drown_is_computed_again_from_patches(moments)
         torch.testing.assert_close(found.second_moment.double(), second, rtol=1e-3, atol=1e-6)
 
 
+def walks():
+    """Kernels, strides, dilations and paddings in one to three dimensions, padding wider than the kernel among them."""
+    for padding in (0, 1, 3):
+        yield (3,), (2,), (1,), (padding,)
+        yield (1, 1), (2, 2), (1, 1), (padding, 0)
+        yield (3, 2), (1, 1), (1, 2), (padding, 1)
+        yield (2, 3), (3, 2), (2, 1), (1, padding)
+        yield (2, 2, 3), (1, 2, 1), (1, 1, 1), (0, 1, padding)
+
+
+@pytest.mark.parametrize("room", [None, 40])
+@pytest.mark.parametrize("walk", list(walks()), ids=str)
+def test_padding_that_is_still_to_come_changes_no_figure(monkeypatch, walk, room):
+    if room is not None:
+        monkeypatch.setitem(workspace_module.CHUNK, "cpu", room)
+    kernel, stride, dilation, zeros = walk
+    torch.manual_seed(0)
+    run = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(kernel) - 1]
+    x = torch.randn(3, 10, *(9, 8, 7)[: len(kernel)], dtype=torch.float64)
+    weight = torch.randn(4, 10, *kernel, dtype=torch.float64, requires_grad=True)
+    outputs = run(x, weight, stride=stride, dilation=dilation, padding=zeros)
+    grads = torch.randn_like(outputs)
+    products = (outputs * grads).flatten(1).sum(1)
+    in_full = torch.stack([torch.autograd.grad(one, weight, retain_graph=True)[0] for one in products])
+    convolution = Convolution(x, grads, weight.shape, Geometry(kernel, stride, dilation, 1, zeros))
+    probe = Probe.draw(weight.detach(), torch.Generator().manual_seed(0))
+    index = torch.tensor([2, 0])
+    torch.testing.assert_close(convolution.one(1), in_full[1], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(convolution.dense().reshape(in_full.shape), in_full, rtol=1e-11, atol=1e-11)
+    for algorithm in CONVOLUTION:
+        workspace = Workspace(Forced(algorithm))
+        for given, rows in ((convolution, in_full), (convolution.borrow(index, workspace), in_full[index])):
+            found = given.figures(probe, moments=True, workspace=workspace)
+            torch.testing.assert_close(found.squares, rows.flatten(1).square().sum(1), rtol=1e-11, atol=0)
+            torch.testing.assert_close(found.second_moment, rows.square().sum(0), rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(found.probes, torch.stack([probe.of(one) for one in rows]), rtol=1e-9, atol=1e-9)
+            squares = given.figures(workspace=workspace).squares
+            torch.testing.assert_close(squares, rows.flatten(1).square().sum(1), rtol=1e-11, atol=0)
+
+
 def test_a_sample_whose_gradient_is_zero_has_no_length():
     convolution = rectangle(3, (8, 8))
     convolution.grads[1] = 0
@@ -271,6 +313,26 @@ def test_large_gradients_are_built_one_by_one_and_are_the_same(monkeypatch, stri
         torch.testing.assert_close(found.second_moment, in_full.square().sum(0), rtol=1e-11, atol=1e-12)
         expected = torch.stack([probe.of(one) for one in in_full])
         torch.testing.assert_close(found.probes, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("short", [0, 1 << 30], ids=["positions innermost", "channels innermost"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_larger_than_the_cache_are_built_some_channels_at_a_time(monkeypatch, stride, short):
+    monkeypatch.setattr(patches_one_by_one, "SMALL", 0)
+    monkeypatch.setattr(patches_one_by_one, "SHORT", short)
+    monkeypatch.setitem(workspace_module.CHUNK, "cpu", 100)
+    convolution = image(size=11, n=5, stride=stride)
+    in_full = convolution.dense().reshape(5, *convolution.shape)
+    probe = Probe.draw(in_full[0], torch.Generator().manual_seed(0))
+    workspace, fused = Workspace(Forced("patches")), FusedConvolution(convolution)
+    for _ in range(2):  # again, in memory that has been used
+        for contribution in (convolution, fused):
+            found = contribution.figures(probe, moments=True, workspace=workspace)
+            torch.testing.assert_close(found.squares, in_full.flatten(1).square().sum(1), rtol=1e-11, atol=0)
+            torch.testing.assert_close(found.second_moment, in_full.square().sum(0), rtol=1e-11, atol=1e-12)
+            expected = torch.stack([probe.of(one) for one in in_full])
+            torch.testing.assert_close(found.probes, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(fused.summed.reshape(convolution.shape), in_full.sum(0), rtol=1e-11, atol=1e-12)
 
 
 def test_second_moments_need_the_gradients_themselves():

@@ -90,7 +90,7 @@ def test_a_clock_of_its_own_kind_is_all_that_a_device_needs(right):
         enter("plain", TOOLS["plain"], build, right),
         enter("slow", Tool("slow", "less", slow), build, right),
     ]
-    clock = Ticking({"stepPlain": 2.0, "stepSlow": 3.0})
+    clock = Ticking({"whole_stepPlain": 2.0, "whole_stepSlow": 3.0})
     assert interleave(contestants, 6, clock, limit=60) == 6
     assert [each.seconds for each in contestants] == [[2.0] * 6, [3.0] * 6]
     assert clock.settled == 2 * (6 + WARM_UP)
@@ -98,7 +98,7 @@ def test_a_clock_of_its_own_kind_is_all_that_a_device_needs(right):
 
 def test_what_a_tool_puts_off_is_shared_out_among_its_steps(right):
     contestant = enter("plain", TOOLS["plain"], build, right)
-    interleave([contestant], 20, Ticking({"stepPlain": 2.0, "settlePlain": 16.0}), limit=60)
+    interleave([contestant], 20, Ticking({"whole_stepPlain": 2.0, "settlePlain": 16.0}), limit=60)
     assert contestant.seconds == [3.0] * 16 + [6.0] * 4
 
 

@@ -5,22 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch.optim import Optimizer
-
 import gradscope
 from benchmarks.speed.problem import Problem
 from benchmarks.speed.tools.plain import TwoMicroSteps
 from benchmarks.speed.tools.tool import Figures, Runner, UnavailableError
-
-
-class NoUpdate(Optimizer):
-    """Changes nothing: its step is there to end gradscope's windows, as a real optimizer's would."""
-
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {})
-
-    def step(self, closure: Any = None) -> None:
-        """Nothing."""
 
 
 def supported(settings: dict[str, Any]) -> None:
@@ -40,12 +28,10 @@ class Watched(Runner):
     def __init__(self, problem: Problem, **settings: Any) -> None:
         super().__init__(problem)
         supported(settings)
-        self.optimizer = NoUpdate(problem.model.parameters())
         self.scope = gradscope.watch(problem.model, self.optimizer, **settings)
 
     def step(self) -> None:
         self.problem.loss().backward()
-        self.optimizer.step()
 
     def settle(self) -> None:
         # gradscope computes figures of several windows at once, when somebody looks at them.
@@ -73,8 +59,8 @@ class Watched(Runner):
 class Reported(Watched):
     """The same, and the report of the last windows is made at each step, as a logger would at some of them."""
 
-    def step(self) -> None:
-        super().step()
+    def whole_step(self) -> None:
+        super().whole_step()
         self.scope.report()
 
 
@@ -84,12 +70,7 @@ class WithoutCapture(TwoMicroSteps):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         supported({"capture": False})
-        self.optimizer = NoUpdate(problem.model.parameters())
         self.scope = gradscope.watch(problem.model, self.optimizer, capture=False)
-
-    def step(self) -> None:
-        super().step()
-        self.optimizer.step()
 
     def settle(self) -> None:
         self.scope.report()

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from benchmarks.speed.problem import Problem
 
@@ -46,16 +48,32 @@ class Figures:
     trace_cov: float | None = None
 
 
+class NoUpdate(Optimizer):
+    """Changes nothing. Every training loop calls its optimizer, which takes its time however little it does."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Any = None) -> None:
+        """Nothing."""
+
+
 class Runner(ABC):
     """One tool on one problem. It may change the problem's model: each runner gets its own."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.parameters = dict(problem.model.named_parameters())
+        self.optimizer = NoUpdate(list(self.parameters.values()))
+
+    def whole_step(self) -> None:
+        """What is timed: a step, and the call of an optimizer that changes nothing."""
+        self.step()
+        self.optimizer.step()
 
     @abstractmethod
     def step(self) -> None:
-        """Forward, loss, backward and the tool's work, up to figures per parameter: what is timed."""
+        """Forward, loss, backward and the tool's work, up to figures per parameter; gradscope's end with the optimizer's step."""
 
     def figures(self) -> Figures:
         """What the step just made has found."""

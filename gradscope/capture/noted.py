@@ -1,0 +1,60 @@
+"""Calls of layers in ordinary windows: between two layers no more is done than cannot wait."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradscope.capture.call import Call
+from gradscope.capture.forward import Forward, Made, Noted
+from gradscope.capture.kept import Kept
+from gradscope.capture.plan import Plan
+from gradscope.capture.row_call import RowCall
+from gradscope.rules.convolution import CONVOLUTION
+from gradscope.rules.linear import LINEAR
+
+if TYPE_CHECKING:
+    from gradscope.capture.recorder import Recorder
+
+
+def may_wait(recorder: Recorder) -> bool:
+    """Whether calls in the forward that begins may be noted: an ordinary window, in which nothing else looks at modules."""
+    return not recorder.guarding and recorder.second_pass is None and recorder.gathered is None
+
+
+def note(
+    recorder: Recorder, forward: Forward, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> bool:
+    """Hang a hook on a layer's output and leave everything else until the forward has ended, if that can wait.
+
+    Python that runs between large products finds its own code and objects out of cache; all calls together find them there.
+    """
+    if plan.rule is None or kwargs or len(args) != 1 or type(output) is not Tensor or not output.requires_grad:
+        return False
+    x, rows = args[0], plan.rule is LINEAR and output.dim() == 2
+    if type(x) is not Tensor or not (torch.is_grad_enabled() and _plain(recorder, output)):
+        return False
+    if recorder.options.fused and not rows and plan.rule in (LINEAR, CONVOLUTION):
+        return False
+    leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
+    if leaves:
+        call = (RowCall if rows else Call)(recorder, plan, forward, Kept(args), ())
+        if plan.rule.saved is not None:
+            call.saved = plan.rule.saved(output)
+        output.register_hook(recorder.shielded(call.on_grad))
+        made = Made(output.grad_fn, output.output_nr, output.shape)
+        forward.noted.append(Noted(call, x, x.grad_fn, x._version, weakref.ref(output), made, leaves))
+    return True
+
+
+def _plain(recorder: Recorder, output: Tensor) -> bool:
+    """Whether it is an ordinary forward: no checkpoint's, no inner backward's, no autocast."""
+    return (
+        recorder.tagging is None
+        and torch._C._current_graph_task_id() == -1
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        and not torch.is_autocast_enabled(output.device.type)
+    )
