@@ -92,7 +92,8 @@ def patches_one_by_one(
     unfold, back = partial(geometry.unfold, first=0, positions=tuple(grads.shape[2:])), grads.flatten(2).mT
     if back.shape[1] <= SHORT:
         back = back.contiguous()
-    step = _at_once(inputs, patch * out, workspace)
+    # Squares alone gain nothing by it: smaller products cost as much.
+    step = _at_once(inputs, patch * out, workspace) if summed else inputs.shape[1]
     for first in range(0, inputs.shape[1], step):
         part = inputs[:, first : first + step]
         own = slice(first * offsets, (first + part.shape[1]) * offsets)
