@@ -18,6 +18,9 @@ SHIFTED_GRAM, PATCHES, NATIVE, WINOGRAD = "shifted Gram", "patches", "native", "
 #: Positions of one of Winograd's tiles, and rows of input that they read.
 TILE, READ = 4, 6
 
+#: What Winograd's tiles cost where the third cache is not theirs alone, beside what they cost at best: left to ``tune=True``.
+CROWDED = 1.6
+
 
 def costs(
     inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, *, moments: bool
@@ -58,6 +61,8 @@ def costs(
         if workspace.allows(max(factors, products), inputs):
             each = 1.2 * work * rate.multiply + 2 * factors * rate.shift + 10 * products * rate.reduce + reduced
             chunks = -(-n // workspace.room(room_of_tiles(factors, products), inputs))
+            # Where others fill the third cache, tiles take 1.6 times as long and patches as long as ever.
+            each *= CROWDED
             # Gradients lie in the order of the tiles, in which adding up their squares is slow.
             each *= 2 if moments else 1
             found[WINOGRAD] = n * each + (30 + 2 * geometry.kernel[1]) * rate.call * chunks
