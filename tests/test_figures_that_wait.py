@@ -1,5 +1,6 @@
 """Figures of ordinary windows are computed when somebody looks; when that is changes none of them."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -100,3 +101,19 @@ def test_what_is_right_beyond_doubt_is_right_for_the_judge_too(dtype):
                 assert not one.coverage.reason
                 assert one.coverage.error == pytest.approx(error, rel=1e-12)
     assert 50 < sum(explained(rows[12:].tolist(), 4, [dtype] * 388)[1]) < 388
+
+
+def test_complex_rows_are_compared_with_both_of_their_parts():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(5, 3, dtype=torch.complex128)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(), gradscope.watch(model, optimizer) as scope:
+        # torch warns where an imaginary part is thrown away.
+        warnings.simplefilter("error")
+        for _ in range(4):
+            x = torch.randn(6, 5, dtype=torch.complex128)
+            model(x).abs().square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scope.report()
+        assert scope.report().coverage["weight"].status == "exact"

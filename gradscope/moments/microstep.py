@@ -216,7 +216,7 @@ class MicroStep:
             return True
         if self.moments:
             return False
-        if type(contribution) is Row and contribution.short:
+        if type(contribution) is Row and contribution.short and not contribution.x.is_complex():
             record.sketch = contribution.sketch(probe)
             self.sketches.append((record.sketch, [record]))
             return True

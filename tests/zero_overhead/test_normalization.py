@@ -77,7 +77,7 @@ def test_no_other_layer_and_no_other_parameter_is_hooked():
     model = net()
     with gradscope.watch(model, capture="normalization"):
         assert [name for name, layer in model.named_children() if layer._forward_hooks] == ["1", "3", "5"]
-        assert [name for name, p in model.named_parameters() if p._backward_hooks] == NORMS
+        assert [name for name, p in model.named_parameters() if p._post_accumulate_grad_hooks] == NORMS
 
 
 def test_it_is_said_everywhere_that_the_model_was_not_measured():
