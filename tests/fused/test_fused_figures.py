@@ -128,3 +128,27 @@ def check_sums(found, samples, moments, probes):
         assert found.second_moment is None
     if probes is not None:
         torch.testing.assert_close(found.probes, probes)
+
+
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (1, 3), (2, (0, 2))], ids=str)
+def test_samples_as_groups_of_a_padded_convolution_have_their_own_figures(moments, stride, padding):
+    torch.manual_seed(0)
+    size = 26 if stride == 1 else 50
+    layer = torch.nn.Conv2d(fused_convolution.CHANNELS, 5, 3, stride=stride, padding=padding, dtype=torch.float64)
+    x = torch.randn(4, fused_convolution.CHANNELS, size, size, dtype=torch.float64)
+    weights = torch.randn_like(layer(x))
+    assert weights[0, 0].numel() >= fused_convolution.POSITIONS
+    each = torch.stack(
+        [torch.autograd.grad((layer(x[i : i + 1]) * weights[i]).sum(), layer.weight)[0] for i in range(4)]
+    )
+    with gradscope.watch(layer, torch.optim.SGD(layer.parameters(), lr=0.0), moments=moments, fused=True) as scope:
+        for _ in range(3):
+            layer.zero_grad()
+            (layer(x) * weights).sum().backward()
+            report = scope.step()
+        assert report.coverage["weight"].rule == "convolution (fused)", report.coverage["weight"]
+        torch.testing.assert_close(layer.weight.grad, each.sum(0), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(report.parameters["weight"].sample_norms / 4, each.flatten(1).norm(dim=1))
+        if moments:
+            torch.testing.assert_close(report.parameters["weight"].variance, (4 * each).var(0))
