@@ -1,6 +1,8 @@
 """What reaches a parameter is read from ``.grad`` when the backward is over, and seen before only where that would not do."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -180,3 +182,59 @@ def test_a_backward_inside_the_model_s_own_forward_finds_the_layers_that_have_ru
             optimizer.step()
             optimizer.zero_grad()
             assert not any("failed" in warning for warning in scope.report().warnings)
+
+
+@pytest.mark.parametrize("then", ["evaluate", "train", "close"])
+def test_a_forward_that_fails_on_its_way_leaves_nothing_behind(then):
+    class Failing(Net):
+        fails = False
+
+        def forward(self, x):
+            read = torch.relu(self.first(x))
+            if self.fails:
+                read.retain_grad()
+                self.left = weakref.ref(read)
+                self.last(read)
+                raise ValueError("on its way")
+            return self.last(read) * self.scale
+
+    model = Failing().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, optimizer) as scope:
+        for x in batches(3):
+            loss_fn(model, x).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.fails = True
+        with pytest.raises(ValueError, match="on its way"):
+            model(x)
+        model.fails = False
+        if then == "evaluate":
+            with torch.no_grad():
+                model(x)
+        elif then == "train":
+            loss_fn(model, x).backward()
+        else:
+            scope.close()
+        gc.collect()
+        assert model.left() is None
+
+
+def test_a_parameter_without_elements_costs_nobody_else_their_figures():
+    class Empty(Net):
+        def __init__(self):
+            super().__init__()
+            self.none = nn.Parameter(torch.zeros(0, 5))
+
+        def forward(self, x):
+            return super().forward(x) + (x @ self.none.T).sum(1, keepdim=True)
+
+    model = Empty().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, optimizer) as scope:
+        for x in batches(3):
+            truth = per_sample_gradients(copy.deepcopy(model), loss_fn, x)
+            loss_fn(model, x).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            agrees(scope.last, truth)

@@ -57,13 +57,12 @@ class Forwarding:
             return
         if not torch.is_grad_enabled():
             # An evaluation, perhaps in a thread beside the training, whose forward or backward must not notice.
-            self.forward = None if self._thread == get_ident() else self.forward
+            if self._thread == get_ident():
+                self.drop()
             return
         self.recorder.backward = None
-        if self.forward is not None:
-            # It failed on its way: what it holds of its graph would hold it for good.
-            self.forward.let_go()
-        self.forward, self._thread = None, get_ident()
+        self.drop()
+        self._thread = get_ident()
         self._begins()
         samples = batch_size(args, kwargs, self.recorder.options.batch_dim)
         if samples and self.recorder.attached:
@@ -72,6 +71,12 @@ class Forwarding:
             self.forward.notes = samples > 1 and may_wait(self.recorder)
             # Weakly: what belongs to a graph goes when the graph goes.
             self._latest = weakref.ref(self.forward)
+
+    def drop(self) -> None:
+        """Forget the call that is under way. It failed: what it holds of its graph would hold that for good."""
+        if self.forward is not None:
+            self.forward.let_go()
+        self.forward = None
 
     def after_layer(
         self, plan: Plan, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -139,7 +139,8 @@ class Recorder:
                 if not getattr(leaf.live, name, None):
                     setattr(leaf.live, name, None)
             leaf.live, leaf.watched = leaf.parameter, False
-        self.forwarding.forward = self.backward = self.tagging = None
+        self.forwarding.drop()
+        self.backward = self.tagging = None
         self.kept.clear()
 
     @property

@@ -50,6 +50,9 @@ class RowCall(Call):
             return
         records = [step.of(leaf) for leaf in self._leaves()]
         for record in records:
+            if record.reason:
+                # Something else was said of it meanwhile.
+                continue
             record.rule, record.sketch = self.rule.name, sketch
             record.dtype = coarsest(record.dtype, sketch.rows.dtype)
             record.assumed |= self.forward.ambiguous or not self.measured

@@ -56,7 +56,7 @@ class Probe:
             one = ones[:1]
             return cls(weight.left, ones, tuple(cls(part.left, one) for part in weight.parts))
         first = like.shape[0] if like.dim() else 1
-        rest = like.numel() // first if first else 0
+        rest = like.shape[1:].numel()
         real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
         left = torch.randn(LEFTS, first, generator=generator, dtype=real)
         # With a single column left alone is already a full-rank direction.

@@ -163,12 +163,8 @@ class Convolution(Contribution):
         return Convolution(self.inputs[index], self.grads[index], self.shape, self.geometry)
 
     def borrow(self, index: Tensor, workspace: Workspace) -> Convolution:
-        def chosen(part: Tensor, slot: str) -> Tensor:
-            memory = workspace.buffer(slot, (index.numel(), *part.shape[1:]), part)
-            return torch.index_select(part, 0, index.to(part.device), out=memory)
-
-        inputs, grads = chosen(self.inputs, "chosen inputs"), chosen(self.grads, "chosen gradients")
-        return Convolution(inputs, grads, self.shape, self.geometry)
+        inputs = workspace.chosen("chosen inputs", self.inputs, index)
+        return Convolution(inputs, workspace.chosen("chosen gradients", self.grads, index), self.shape, self.geometry)
 
     def regroup(self, sample_of_row: Tensor, samples: int) -> Contribution:
         order, whole = RowOrder(sample_of_row, samples), self.outer()

@@ -137,11 +137,8 @@ class Outer(Contribution):
         return Outer(self.inputs[index], self.grads[index], self.shape)
 
     def borrow(self, index: Tensor, workspace: Workspace) -> Outer:
-        def chosen(part: Tensor, slot: str) -> Tensor:
-            memory = workspace.buffer(slot, (index.numel(), *part.shape[1:]), part)
-            return torch.index_select(part, 0, index.to(part.device), out=memory)
-
-        return Outer(chosen(self.inputs, "chosen inputs"), chosen(self.grads, "chosen gradients"), self.shape)
+        inputs = workspace.chosen("chosen inputs", self.inputs, index)
+        return Outer(inputs, workspace.chosen("chosen gradients", self.grads, index), self.shape)
 
     def regroup(self, sample_of_row: Tensor, samples: int) -> Outer:
         order = RowOrder(sample_of_row, samples)

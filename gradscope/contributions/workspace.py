@@ -74,6 +74,17 @@ class Workspace:
         view = views[tuple(shape)] = kept[:size].view(shape)
         return view
 
+    def chosen(self, slot: str, rows: Tensor, index: Tensor) -> Tensor:
+        """Some of the rows, in scratch memory: until the next request for the same slot.
+
+        Args:
+            slot: what they are for.
+            rows: ``[n, ...]``.
+            index: which, int64.
+        """
+        memory = self.buffer(slot, (index.numel(), *rows.shape[1:]), rows)
+        return torch.index_select(rows, 0, index.to(rows.device), out=memory)
+
     def lend(self, shape: torch.Size, like: Tensor) -> Tensor:
         """Memory with anything in it, for a figure of the parameter's size that outlives the backward.
 
