@@ -9,6 +9,7 @@ DEMO_ARGS ?=
 PEER_DRAWS ?= 80
 BENCH_ARGS ?=
 BENCH := -W ignore -m benchmarks.speed
+KERNELS := $(wildcard gradscope/kernels/*.[ch])
 SMOKE := $(VENV)/smoke
 FOREIGN ?= $(VENV)/foreign
 TEST_ARGS ?= --numprocesses auto --maxprocesses 8
@@ -94,11 +95,11 @@ $(VENV)/.created: constraints.txt
 	$(PIP) --upgrade pip
 	@touch $@
 
-$(VENV)/.demo-installed: pyproject.toml $(VENV)/.created
+$(VENV)/.demo-installed: pyproject.toml setup.py $(KERNELS) $(VENV)/.created
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.dev-installed: pyproject.toml $(VENV)/.created
+$(VENV)/.dev-installed: pyproject.toml setup.py $(KERNELS) $(VENV)/.created
 	$(PIP) --editable '.[demo]' --group dev
 	@touch $(VENV)/.demo-installed $@
 

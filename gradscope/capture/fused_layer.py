@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 from torch.nn.modules.conv import Conv1d, Conv2d, Conv3d, _ConvNd
 
+from gradscope.kernels import serves
+
 #: Gradients of input, weight and bias; None where nobody asked.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -21,6 +23,9 @@ _REDUCE, _CALLS = 30.0, 6.5e5
 
 #: Convolutions with fewer output positions have Gram matrices so small that nothing is saved.
 _FEW_POSITIONS = 80
+
+#: The same where kernels build the products: what they add up is in registers.
+_KERNEL_REDUCE, _KERNEL_CALLS, _KERNEL_FEW_POSITIONS = 6.0, 1e5, 40
 
 
 def can_be_fused(module: Module) -> bool:
@@ -36,13 +41,15 @@ def pays(module: Module, x: Tensor, output: Tensor, samples: int, *, moments: bo
     With a single position norms are those of the two factors, and second moments one product of squares. Few positions have Gram
     matrices smaller than the gradient.
     """
+    compiled = serves(output.detach())
     if isinstance(module, _ConvNd):
-        return moments or prod(output.shape[2:]) > _FEW_POSITIONS
+        return moments or prod(output.shape[2:]) > (_KERNEL_FEW_POSITIONS if compiled else _FEW_POSITIONS)
     d, p = x.shape[-1], output.shape[-1]
     positions = output.numel() // (samples * p)
     if positions == 1 or moments:
         return positions > 1
-    return positions * positions * (d + p) > _REDUCE * d * p + _CALLS
+    reduce, calls = (_KERNEL_REDUCE, _KERNEL_CALLS) if compiled else (_REDUCE, _CALLS)
+    return positions * positions * (d + p) > reduce * d * p + calls
 
 
 def plain_gradients(

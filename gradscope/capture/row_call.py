@@ -9,8 +9,7 @@ from torch import Tensor
 
 from gradscope.capture.call import Call
 from gradscope.capture.layout import BatchDim
-from gradscope.contributions.precision import BLOCK
-from gradscope.contributions.row import RowSketch
+from gradscope.contributions.row import RowSketch, sketch_rows
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import coarsest
 
@@ -85,14 +84,11 @@ class RowCall(Call):
             x = self.kept.read()[0]
         except RuntimeError:
             return False
-        if not (
-            x.dtype is grad.dtype is probe.left.dtype
-            and x.is_floating_point()
-            and max(x.shape[1], grad.shape[1]) <= BLOCK
-        ):
+        if not (x.dtype is grad.dtype is probe.left.dtype and x.is_floating_point()):
             return False
-        length = torch.linalg.vector_norm
-        self.sketch = RowSketch(length(x, dim=1), length(grad, dim=1), x.mv(probe.rights[0]), grad.mv(probe.lefts[0]))
+        self.sketch = sketch_rows(x, grad, probe)
+        if self.sketch is None:
+            return False
         self.measured = known.measured
         forward.waiting.append(self)
         self.kept.release()

@@ -35,7 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    findings = [*_versions(), _import_name(), _output(getattr(sys.stdout, "encoding", None))]
+    findings = [*_versions(), _import_name(), _kernels(), _output(getattr(sys.stdout, "encoding", None))]
     for finding in findings:
         print(f"{'!!' if finding.problem else 'ok'}  {finding.subject:<12}{finding.found}")
         if finding.problem:
@@ -85,6 +85,17 @@ def _import_name() -> Finding:
             f"then pip install --force-reinstall --no-deps {_OURS}",
         )
     return Finding("import name", f"'gradscope' belongs to {owners[0] if owners else 'a source tree'}")
+
+
+def _kernels() -> Finding:
+    """What builds per-sample gradients on CPUs; without kernels torch's operators do, which is no fault."""
+    try:
+        from gradscope.kernels import ABSENT, INSTRUCTIONS
+    except ImportError:
+        return Finding("kernels", "not looked for: they need torch")
+    if ABSENT:
+        return Finding("kernels", f"none, torch's operators do their work: {ABSENT}")
+    return Finding("kernels", f"compiled, {INSTRUCTIONS}")
 
 
 def _output(encoding: str | None) -> Finding:

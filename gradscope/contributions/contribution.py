@@ -41,6 +41,11 @@ class Probe:
         object.__setattr__(self, "lefts", self.left.unbind())
         object.__setattr__(self, "rights", self.right.unbind())
 
+    @property
+    def single(self) -> tuple[Tensor, Tensor] | None:
+        """Left and right, where there is one direction, as in ordinary windows."""
+        return (self.lefts[0], self.rights[0]) if len(self.lefts) == 1 else None
+
     @classmethod
     def draw(cls, like: Tensor, generator: torch.Generator, k: int = 2, weight: Probe | None = None) -> Probe:
         """Random directions of variance one for a parameter's shape, from a private generator on the CPU.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradscope.contributions.compiled import PRODUCT_KERNEL, convolution_kernel, convolution_sums
 from gradscope.contributions.contribution import Contribution, Probe
 from gradscope.contributions.convolution_costs import NATIVE, PATCHES, SHIFTED_GRAM, WINOGRAD, costs
 from gradscope.contributions.dense import widen
@@ -97,6 +98,8 @@ class Convolution(Contribution):
         if algorithm == SHIFTED_GRAM and probe is not None and self._has_cheap_probes():
             found = self._by(algorithm, workspace, None, moments=moments)
             return replace(found, probes=self.probe(probe))
+        if algorithm == PRODUCT_KERNEL:
+            return self._by_kernel(workspace, probe, moments=moments)
         if algorithm != NATIVE and any(self.geometry.padding):
             return self.padded()._by(algorithm, workspace, probe, moments=moments)
         if algorithm == SHIFTED_GRAM:
@@ -115,6 +118,15 @@ class Convolution(Contribution):
         else:
             raise ValueError(f"no algorithm for convolutions is called {algorithm!r}")
         return found if probe is None or found.probes is not None else replace(found, probes=self.probe(probe))
+
+    def _by_kernel(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
+        kernel = convolution_kernel(self.inputs, self.grads, self.geometry, workspace)
+        if kernel is None:
+            raise ValueError("the kernel cannot read what was left to it")
+        along = None if probe is None else probe.single
+        sums = convolution_sums(kernel, self.inputs, self.shape, workspace, moments=moments, directions=along)
+        found = Figures(sums.squares, sums.probes, sums.second_moment, PRODUCT_KERNEL)
+        return found if probe is None or along is not None else replace(found, probes=self.probe(probe))
 
     def _by_gram(self, workspace: Workspace, probe: Probe | None) -> Figures:
         squares, lost, probes = by_shifted_gram(self.inputs, self.grads, self.geometry, probe, workspace)

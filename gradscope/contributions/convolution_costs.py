@@ -6,6 +6,7 @@ from math import prod
 
 from torch import Tensor
 
+from gradscope.contributions import compiled
 from gradscope.contributions.costs import rates
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import share, strips
@@ -42,7 +43,8 @@ def costs(
     reduced = passes * rate.reduce * patch * out
     unfolded = positions * patch
     chunks = -(-n // workspace.room(groups * unfolded, inputs, 2))
-    found = {PATCHES: n * groups * (work * rate.multiply + unfolded * rate.unfold + reduced) + 8 * rate.call * chunks}
+    found = compiled.convolution_costs(inputs, grads, geometry, workspace)
+    found |= {PATCHES: n * groups * (work * rate.multiply + unfolded * rate.unfold + reduced) + 8 * rate.call * chunks}
     if not inputs.is_complex():
         calls = 1 if channels == out == 1 else n
         found[NATIVE] = n * groups * (work * rate.native_multiply + reduced) + calls * rate.native

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gradscope.contributions import compiled
+from gradscope.contributions.compiled import PRODUCT_KERNEL, convolution_kernel, convolution_sums, outer_sums
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.convolution import Convolution
 from gradscope.contributions.figures import Figures
@@ -14,6 +16,9 @@ from gradscope.contributions.fused_convolution import grouped, sums_of_convoluti
 from gradscope.contributions.fused_sums import sums_of_products
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.workspace import Workspace
+
+#: As coverage shows it.
+FUSED_KERNEL = "fused kernel"
 
 
 class FusedOuter(Outer):
@@ -36,11 +41,21 @@ class FusedOuter(Outer):
     def figures(
         self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
     ) -> Figures:
+        workspace = workspace or Workspace()
+        if (probe is None or probe.single) and PRODUCT_KERNEL in compiled.costs(
+            self.inputs, self.grads, workspace, moments=True
+        ):
+            built = outer_sums(
+                self.inputs, self.grads, self.shape, workspace, summed=True, moments=moments,
+                directions=None if probe is None else probe.single, bias=self.bias,
+            )  # fmt: skip
+            self.summed = built.total
+            return Figures(built.squares, built.probes, built.second_moment, FUSED_KERNEL)
         # Before the products, which find the factors in cache.
         along = None if probe is None else self.probe(probe)
-        sums = sums_of_products(
-            self.grads[:, 0], self.inputs[:, 0], workspace or Workspace(), moments=moments, alone=True
-        ).shaped(self.shape)
+        sums = sums_of_products(self.grads[:, 0], self.inputs[:, 0], workspace, moments=moments, alone=True).shaped(
+            self.shape
+        )
         self.summed = sums.total
         return replace(sums.figures(), probes=along)
 
@@ -63,6 +78,12 @@ class FusedConvolution(Convolution):
         self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
     ) -> Figures:
         workspace = workspace or Workspace()
+        kernel = convolution_kernel(self.inputs, self.grads, self.geometry, workspace)
+        if kernel is not None:
+            along = None if probe is None else self.probe(probe)
+            built = convolution_sums(kernel, self.inputs, self.shape, workspace, summed=True, moments=moments)
+            self.summed = built.total
+            return Figures(built.squares, along, built.second_moment, FUSED_KERNEL)
         own = self if grouped(self.inputs, self.grads) else self.padded()
         sums = sums_of_convolutions(
             own.inputs, own.grads, self.shape, own.geometry, workspace, moments=moments, probe=probe

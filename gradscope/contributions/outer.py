@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gradscope.contributions.compiled import GRAM_KERNEL, PRODUCT_KERNEL, gram_sums, outer_sums
 from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
@@ -82,15 +83,11 @@ class Outer(Contribution):
         n, groups, positions, d = inputs.shape
         if positions == 1:
             return Figures(by_vectors(inputs, grads), None, self._by_squares(workspace) if moments else None)
-        if moments:
-            algorithm = PRODUCTS
-        else:
-            case = ("outer", n, groups, positions, d, grads.shape[3], inputs.dtype, inputs.device.type)
-            algorithm = workspace.choice(
-                case,
-                lambda: costs(inputs, grads, workspace),
-                lambda name: self._by(name, workspace, None, moments=False).squares.sum(),
-            )
+        algorithm = workspace.choice(
+            ("outer", n, groups, positions, d, grads.shape[3], moments, inputs.dtype, inputs.device.type),
+            lambda: costs(inputs, grads, workspace, moments=moments),
+            lambda name: self._by(name, workspace, None, moments=moments).squares.sum(),
+        )
         return self._by(algorithm, workspace, probe, moments=moments)
 
     def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
@@ -98,6 +95,8 @@ class Outer(Contribution):
             return Figures(
                 by_gram(self.inputs, self.grads, workspace, (self.shared_inputs, self.shared)), algorithm=algorithm
             )
+        if algorithm in (GRAM_KERNEL, PRODUCT_KERNEL):
+            return self._by_kernel(algorithm, workspace, probe, moments=moments)
         p, d = self.grads.shape[3], self.inputs.shape[3]
         along = None
         if probe is not None and (large(self.inputs, self.grads) or p * d >= self.inputs.shape[2] * (p + d)):
@@ -106,6 +105,16 @@ class Outer(Contribution):
         found = by_products(self.inputs, self.grads, probe, moments=moments, workspace=workspace)
         moment = found.second_moment if found.second_moment is None else found.second_moment.reshape(self.shape)
         return replace(found, probes=found.probes if along is None else along, second_moment=moment)
+
+    def _by_kernel(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
+        along = None if probe is None else probe.single
+        if algorithm == GRAM_KERNEL:
+            sums = gram_sums(self.inputs, self.grads, workspace, along, self.bias)
+        else:
+            sums = outer_sums(
+                self.inputs, self.grads, self.shape, workspace, moments=moments, directions=along, bias=self.bias
+            )
+        return Figures(sums.squares, sums.probes, sums.second_moment, algorithm)
 
     def probe(self, probe: Probe) -> Tensor:
         n, groups, positions, p = self.grads.shape

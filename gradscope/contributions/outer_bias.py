@@ -34,6 +34,11 @@ class OuterBias(Dense):
             raise RuntimeError("neither the sums nor what they are made of")
         return self._values
 
+    def memory(self) -> Tensor | None:
+        """Memory for the values, where nobody has come by them yet."""
+        grads = self._grads
+        return None if grads is None else grads.new_empty(self._samples, *self.shape)
+
     def found(self, values: Tensor) -> None:
         """What somebody else has come by.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradscope.contributions import compiled
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.costs import rates
 from gradscope.contributions.figures import Figures
@@ -19,8 +20,15 @@ from gradscope.contributions.workspace import Workspace
 GRAM, PRODUCTS = "Gram", "products"
 
 
-def costs(inputs: Tensor, grads: Tensor, workspace: Workspace) -> dict[str, float]:
-    """Nanoseconds of each algorithm for ``inputs`` ``[n, groups, T, d]`` and ``grads`` ``[n, groups, T, p]``."""
+def costs(inputs: Tensor, grads: Tensor, workspace: Workspace, *, moments: bool = False) -> dict[str, float]:
+    """Nanoseconds of each algorithm for ``inputs`` ``[n, groups, T, d]`` and ``grads`` ``[n, groups, T, p]``.
+
+    Args:
+        inputs: the one factor.
+        grads: the other.
+        workspace: its room decides how many calls there are.
+        moments: whether the elementwise second moment is wanted, which needs the gradients themselves.
+    """
     n, groups, positions, d = inputs.shape
     p, rate = grads.shape[3], rates(inputs)
     many = n * groups
@@ -32,7 +40,8 @@ def costs(inputs: Tensor, grads: Tensor, workspace: Workspace) -> dict[str, floa
     gram_chunks = -(-n // workspace.room(groups * square, inputs))
     product_chunks = -(-n // workspace.room(groups * weight, inputs, 2))
     found = {PRODUCTS: many * product + 6 * rate.call * product_chunks}
-    if workspace.allows(groups * square, inputs):
+    found.update(compiled.costs(inputs, grads, workspace, moments=moments))
+    if not moments and workspace.allows(groups * square, inputs):
         found[GRAM] = many * gram + 8 * rate.call * count * gram_chunks
     return found
 

@@ -14,6 +14,7 @@ from gradscope.contributions.figures import Figures
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.precision import BLOCK, row_squares, working
 from gradscope.contributions.workspace import Workspace
+from gradscope.kernels import rows_read, serves
 
 
 class RowSketch(NamedTuple):
@@ -30,6 +31,23 @@ class RowSketch(NamedTuple):
     rows: Tensor
     right: Tensor
     left: Tensor
+
+
+def sketch_rows(x: Tensor, row: Tensor, probe: Probe) -> RowSketch | None:
+    """Those numbers of rows ``[n, d]`` and ``[n, p]`` along a single direction; None where they would lose digits.
+
+    Args:
+        x: the layer's input.
+        row: gradient of its output.
+        probe: the direction.
+    """
+    if x.stride(1) == row.stride(1) == 1 and serves(x, row):
+        inputs, right, rows, left = rows_read(x, probe.rights[0], row, probe.lefts[0]).unbind()
+        return RowSketch(inputs, rows, right, left)
+    if max(x.shape[1], row.shape[1]) > BLOCK:
+        return None
+    length = torch.linalg.vector_norm
+    return RowSketch(length(x, dim=1), length(row, dim=1), x.mv(probe.rights[0]), row.mv(probe.lefts[0]))
 
 
 def settle(sketches: Sequence[RowSketch]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:

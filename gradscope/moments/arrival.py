@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradscope.contributions import Probe
 from gradscope.contributions.precision import squared_norm
+from gradscope.kernels import readings, serves
 
 #: Vectors up to this many elements are put into one table: for them calls cost more than what they compute.
 VECTOR = 1 << 12
@@ -105,11 +106,19 @@ def _way(grad: Tensor) -> Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Te
     size = grad.numel()
     if not size:
         return None
+    if serves(grad):
+        return _at_once
     if grad.dim() == 1 and size <= VECTOR:
         return _alike
     if grad.dim() and size <= SHORT:
         return _short
     return _matrices if grad.dim() > 1 and size // grad.shape[0] <= PART else None
+
+
+def _at_once(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
+    """Squared norms and projections of gradients of any shape, each read once; float64."""
+    found = readings(grads, [probe.lefts[0] for probe in probes], [probe.rights[0] for probe in probes])
+    return found[:, 0], found[:, 1]
 
 
 def _alike(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:

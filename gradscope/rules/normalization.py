@@ -13,6 +13,7 @@ from torch.nn import Module
 from gradscope.contributions import Contribution, Dense
 from gradscope.contributions.precision import working
 from gradscope.errors import MixedSamplesError
+from gradscope.kernels import normalized_sums, serves
 from gradscope.rules.rule import Rule, owns
 
 #: Groups whose mean is further from zero than so many standard deviations are normalised before they are multiplied.
@@ -28,12 +29,17 @@ def _trailing(module: Module, x: Tensor, grad: Tensor, *, centred: bool) -> dict
     n, shape = grad.shape[0], cast(Tensor, module.weight).shape
     size = shape.numel()
     x, grad = working(x).reshape(n, -1, size), working(grad).reshape(n, -1, size)
-    x = x - x.mean(2, keepdim=True) if centred else x
     eps = torch.finfo(x.dtype).eps if module.eps is None else cast(float, module.eps)
+    shifted = module._parameters.get("bias") is not None
+    if x.stride(2) == grad.stride(2) == 1 and serves(x, grad):
+        scale, shift = normalized_sums(x, grad, eps, centred=centred)
+        found: dict[str, Contribution] = {"weight": Dense(scale.view(n, *shape))}
+        return found | {"bias": Dense(shift.view(n, *shape))} if shifted else found
+    x = x - x.mean(2, keepdim=True) if centred else x
     factors = torch.linalg.vector_norm(x, dim=2).square_().div_(size).add_(eps).rsqrt_()
     met = x.mul_(grad) if centred else x * grad
     described: dict[str, Contribution] = {"weight": Dense(torch.bmm(factors.unsqueeze(1), met).reshape(n, *shape))}
-    if module._parameters.get("bias") is not None:
+    if shifted:
         described["bias"] = Dense(grad.sum(1).reshape(n, *shape))
     return described
 

@@ -23,8 +23,10 @@ from gradscope.contributions.workspace import Workspace
 #: Relative difference that rounding may make, as for the whole zoo.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 
-ALGORITHMS = ("Gram", "products", "shifted Gram", "patches", "native", "Winograd")
 OUTER, CONVOLUTION = ("Gram", "products"), ("shifted Gram", "patches", "native", "Winograd")
+#: Of these each is tried where it can be used; without kernels their names stand for what the cost model chooses.
+KERNELS = ("Gram kernel", "product kernel")
+ALGORITHMS = (*OUTER, *CONVOLUTION, *KERNELS)
 
 NAMES = (
     "Linear, one middle dimension", "Linear, two middle dimensions", "Linear, wide: Gram norms",
@@ -74,7 +76,7 @@ def test_the_zoos_tolerances_hold_for_each_algorithm(name, algorithm, dtype, mom
             assert error <= TOLERANCE[dtype], (key, report.coverage[key].rule, error)
 
 
-def test_the_zoo_makes_use_of_every_algorithm():
+def test_the_zoo_makes_use_of_every_algorithm(compiled):
     """Else the test above would say nothing."""
     used = {
         coverage.rule
@@ -83,6 +85,8 @@ def test_the_zoo_makes_use_of_every_algorithm():
         for coverage in measure(name, torch.float64, Forced(algorithm)).coverage.values()
     }
     assert used >= {f"linear ({name})" for name in OUTER} | {f"convolution ({name})" for name in CONVOLUTION}
+    if compiled:
+        assert used >= {"linear (Gram kernel)", "linear (product kernel)", "convolution (product kernel)"}
 
 
 @pytest.mark.parametrize("moments", [False, True], ids=["norms", "moments"])
@@ -197,12 +201,14 @@ def test_the_cost_model_depends_on_shapes_alone():
     ],
     ids=["few positions", "many positions"],
 )
-def test_sequences_shorter_than_layers_are_wide_go_by_gram(contribution, expected):
-    assert contribution.figures(workspace=Workspace()).algorithm == expected
+def test_sequences_shorter_than_layers_are_wide_go_by_gram(contribution, expected, compiled):
+    kernels = {"Gram": "Gram kernel", "products": "product kernel"}
+    assert contribution.figures(workspace=Workspace()).algorithm == (kernels[expected] if compiled else expected)
 
 
-def test_small_maps_of_many_channels_go_by_gram_and_large_ones_by_patches():
-    for size, channels, expected in ((6, 128, "shifted Gram"), (34, 8, "patches"), (34, 64, "patches")):
+def test_small_maps_of_many_channels_go_by_gram_and_large_ones_by_patches(compiled):
+    large = "product kernel" if compiled else "patches"
+    for size, channels, expected in ((6, 512, "shifted Gram"), (34, 8, large), (34, 64, large)):
         assert image(size, channels, channels, n=2).figures(workspace=Workspace()).algorithm == expected
 
 
@@ -335,9 +341,10 @@ def test_gradients_larger_than_the_cache_are_built_some_channels_at_a_time(monke
         torch.testing.assert_close(fused.summed.reshape(convolution.shape), in_full.sum(0), rtol=1e-11, atol=1e-12)
 
 
-def test_second_moments_need_the_gradients_themselves():
+def test_second_moments_need_the_gradients_themselves(compiled):
+    ways = ("product kernel",) if compiled else ("products", "patches", "native")
     for build in (lambda: long_sequence(20), image):
-        assert build().figures(moments=True, workspace=Workspace()).algorithm in ("products", "patches", "native")
+        assert build().figures(moments=True, workspace=Workspace()).algorithm in ways
 
 
 # -- measured choices --------------------------------------------------------------------------------------------------
@@ -382,14 +389,14 @@ def windows(scope, model, optimizer, count):
         optimizer.zero_grad()
 
 
-def test_measured_choices_are_saved_with_the_state_and_restored():
+def test_measured_choices_are_saved_with_the_state_and_restored(compiled):
     model, optimizer = tokens_model()
     with gradscope.watch(model, optimizer, tune=True) as scope:
         windows(scope, model, optimizer, 2)
         state = scope.state_dict()
     assert len(state["algorithms"]) == 2
-    assert set(state["algorithms"].values()) <= set(OUTER)
-    swapped = {case: "Gram" if name == "products" else "products" for case, name in state["algorithms"].items()}
+    assert set(state["algorithms"].values()) <= {*OUTER, *(KERNELS if compiled else ())}
+    swapped = {case: "products" if name == "Gram" else "Gram" for case, name in state["algorithms"].items()}
     model, optimizer = tokens_model()
     with gradscope.watch(model, optimizer, tune=True) as scope:
         scope.load_state_dict({**state, "algorithms": swapped})

@@ -186,11 +186,11 @@ def test_a_weight_used_twice_is_summed_before_squaring():
     assert report.coverage["first.weight"].status == "exact"
 
 
-def test_a_failure_inside_the_product_leaves_autograds_gradient(monkeypatch):
+def test_a_failure_inside_the_product_leaves_autograds_gradient(monkeypatch, compiled):
     def fail(*args, **options):
         raise ValueError("broken")
 
-    monkeypatch.setattr("gradscope.contributions.fused.sums_of_products", fail)
+    monkeypatch.setattr(f"gradscope.contributions.fused.{'outer_sums' if compiled else 'sums_of_products'}", fail)
     report = assert_same(plain_step, fused=None)
     # By the signed sums, which need no product.
     assert report.coverage["first.weight"].status == "estimated"

@@ -56,7 +56,10 @@ def test_tensorboard(tmp_path):
 
 
 def records_in(path):
-    """The records of a run file of wandb, which is a log of LevelDB: parts of records in blocks of 32 KiB."""
+    """The whole records of a run file of wandb, a log of LevelDB: parts of records in blocks of 32 KiB.
+
+    A file that is still being written may end within a part; that part, and its record, are left for the next look.
+    """
     content, place, begun = path.read_bytes(), 7, b""
     while place + 7 <= len(content):
         left = 32_768 - place % 32_768
@@ -64,6 +67,8 @@ def records_in(path):
             place += left
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
+        if place + 7 + length > len(content):
+            return
         begun = (b"" if kind in (1, 2) else begun) + content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):

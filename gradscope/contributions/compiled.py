@@ -1,0 +1,218 @@
+"""What the compiled kernels do for outer products and convolutions, where they can be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from gradscope.contributions.costs import rates
+from gradscope.contributions.geometry import Geometry
+from gradscope.contributions.gram import CANCELLED
+from gradscope.contributions.outer_bias import OuterBias
+from gradscope.contributions.workspace import Workspace
+from gradscope.kernels import Gram, Products, Walk, serves, width_of
+
+#: As coverage shows them.
+GRAM_KERNEL, PRODUCT_KERNEL = "Gram kernel", "product kernel"
+
+#: Nanoseconds of a multiply-add inside a kernel, beside the rates of torch's algorithms: these take up to twice what is reckoned.
+MULTIPLY = 0.0115
+
+#: Reading an element and laying it where a kernel wants it, and a tile's end, in multiply-adds.
+LAID, ENDED = 15.0, 4.0
+
+#: Rows from which on there are enough for all threads.
+NARROW = 64
+
+#: Elements of scratch memory from which on a kernel would leave the cache that it counts on.
+MOST = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """What one pass over the samples' gradients gives.
+
+    Attributes:
+        squares: ``‖hᵢ‖²``, float64 ``[n]``.
+        total: ``Σᵢ hᵢ`` in memory of its own, of the parameter's shape; None where nobody asked.
+        second_moment: ``Σᵢ hᵢ²`` elementwise, in memory that is lent; likewise.
+        probes: ``leftᵀ hᵢ right``, float64 ``[n, 1]``; likewise.
+    """
+
+    squares: Tensor
+    total: Tensor | None = None
+    second_moment: Tensor | None = None
+    probes: Tensor | None = None
+
+
+#: A left and a right direction.
+Directions = tuple[Tensor, Tensor]
+
+
+def kernels_for(inputs: Tensor, grads: Tensor) -> bool:
+    """Whether kernels can read the factors of outer products ``[n, groups, T, ·]``; one group only."""
+    return inputs.shape[1] == 1 and serves(inputs, grads)
+
+
+def costs(inputs: Tensor, grads: Tensor, workspace: Workspace, *, moments: bool) -> dict[str, float]:
+    """Nanoseconds of each kernel that can be used for ``inputs`` ``[n, groups, T, d]`` and ``grads`` ``[n, groups, T, p]``.
+
+    Args:
+        inputs: the one factor.
+        grads: the other.
+        workspace: its budget decides.
+        moments: whether the elementwise second moment is wanted, which needs the gradients themselves.
+    """
+    if not kernels_for(inputs, grads):
+        return {}
+    (n, _, positions, d), p, rate = inputs.shape, grads.shape[3], rates(inputs)
+    width = width_of(inputs.dtype)
+    found = {}
+    if _fits(_products(inputs, grads, turned=not moments)[0], inputs, workspace):
+        each = (1.1 * positions + ENDED) * -(-d // width) * width * p
+        found[PRODUCT_KERNEL] = n * each * MULTIPLY + 2 * rate.call
+    if not moments and _fits(Gram(inputs[:, 0], grads[:, 0]), inputs, workspace):
+        padded = -(-positions // width) * width
+        each = (padded + width) / 2 * padded * (d + p) + LAID * padded * (d + p)
+        found[GRAM_KERNEL] = n * each * MULTIPLY + 2 * rate.call
+    return found
+
+
+def _fits(kernel: Products | Gram, like: Tensor, workspace: Workspace) -> bool:
+    return kernel.scratch <= MOST and workspace.allows(kernel.scratch, like)
+
+
+def _products(inputs: Tensor, grads: Tensor, *, turned: bool) -> tuple[Products, bool]:
+    """The kernel, and whether its gradients are ``[d, p]``: threads share rows, of which there should be many."""
+    first, second = inputs[:, 0], grads[:, 0]
+    turned = turned and grads.shape[3] < NARROW and inputs.shape[3] > grads.shape[3]
+    return Products(second, first) if turned else Products(first, second), turned
+
+
+def outer_sums(
+    inputs: Tensor, grads: Tensor, shape: torch.Size, workspace: Workspace, *, summed: bool = False, moments: bool = False,
+    directions: Directions | None = None, bias: OuterBias | None = None,
+) -> Sums:  # fmt: skip
+    """Each sample's gradient built once, tile by tile.
+
+    Where their sum is wanted, projections come from the factors, so that they check it.
+
+    Args:
+        inputs: ``[n, 1, T, d]``.
+        grads: ``[n, 1, T, p]``.
+        shape: the parameter's.
+        workspace: scratch memory, and that of the second moment.
+        summed: whether the gradients' sum is wanted.
+        moments: whether the elementwise second moment is wanted.
+        directions: along which the gradients are looked at, or None.
+        bias: whose values are found on the way, or None.
+    """
+    kernel, turned = _products(inputs, grads, turned=not (summed or moments))
+    if turned:
+        directions, bias = None if directions is None else directions[::-1], None
+    # Before the kernel, which finds the factor in cache.
+    weights = torch.matmul(inputs[:, 0], directions[1]) if summed and directions is not None else None
+    return _sums(kernel, shape, inputs, workspace, summed, moments, directions, weights, bias)
+
+
+def _sums(
+    kernel: Products, shape: torch.Size, like: Tensor, workspace: Workspace, summed: bool, moments: bool,
+    directions: Directions | None = None, weights: Tensor | None = None, bias: OuterBias | None = None,
+) -> Sums:  # fmt: skip
+    total = like.new_empty(shape) if summed else None
+    second = workspace.lend(shape, like) if moments else None
+    values = None if bias is None else bias.memory()
+    scratch = workspace.buffer("kernel", (kernel.scratch,), like)
+    squares, probes = kernel.run(
+        scratch, total=total, moment=second, directions=directions, weights=weights, sums=values
+    )
+    if bias is not None and values is not None:
+        bias.found(values)
+    return Sums(squares, total, second, None if probes is None else probes.unsqueeze(1))
+
+
+def gram_sums(
+    inputs: Tensor, grads: Tensor, workspace: Workspace,
+    directions: Directions | None = None, bias: OuterBias | None = None,
+) -> Sums:  # fmt: skip
+    """``‖hᵢ‖²`` without any gradient; samples whose positions cancel are computed again from theirs.
+
+    Args:
+        inputs: ``[n, 1, T, d]``.
+        grads: ``[n, 1, T, p]``.
+        workspace: scratch memory.
+        directions: along which the gradients are looked at, or None.
+        bias: whose values are found on the way if there are directions, or None.
+    """
+    kernel = Gram(inputs[:, 0], grads[:, 0])
+    values = None if bias is None or directions is None else bias.memory()
+    scratch = workspace.buffer("kernel", (kernel.scratch,), inputs)
+    squares, uncancelled, probes = kernel.run(scratch, directions=directions, sums=values)
+    if bias is not None and values is not None:
+        bias.found(values)
+    lost = ~(squares > uncancelled.mul_(CANCELLED[inputs.dtype]))
+    if bool(lost.any()):
+        index = lost.nonzero()[:, 0]
+        again, _ = _products(inputs[index], grads[index], turned=True)
+        squares[index] = again.run(inputs.new_empty(again.scratch))[0]
+    return Sums(squares, probes=None if probes is None else probes.unsqueeze(1))
+
+
+def walk_of(geometry: Geometry) -> Walk | None:
+    """The same walk in two dimensions; None where there are more, or groups."""
+    if geometry.groups > 1 or len(geometry.kernel) > 2:
+        return None
+    if len(geometry.kernel) == 2:
+        return Walk(geometry.kernel, geometry.stride, geometry.dilation, geometry.zeros)  # type: ignore[arg-type]
+    return Walk((1, *geometry.kernel), (1, *geometry.stride), (1, *geometry.dilation), (0, *geometry.zeros))  # type: ignore[arg-type]
+
+
+def convolution_kernel(inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace) -> Products | None:
+    """The kernel for a convolution's gradients; None where it cannot be used.
+
+    Args:
+        inputs: ``[n, channels, *spatial]``, with the geometry's padding still to come.
+        grads: gradient of the output ``[n, channels_out, *positions]``.
+        geometry: how the kernel walks.
+        workspace: its budget decides.
+    """
+    walk = walk_of(geometry) if serves(inputs, grads) else None
+    if walk is None:
+        return None
+    first, second = (factor if factor.dim() == 4 else factor.unsqueeze(2) for factor in (inputs, grads))
+    if walk.kernel == (1, 1) and walk.padding == (0, 0):
+        # Pixels that no position reads are left out.
+        first, walk = first[:, :, :: walk.stride[0], :: walk.stride[1]], walk._replace(stride=(1, 1))
+    kernel = Products(first, second, walk)
+    return kernel if _fits(kernel, inputs, workspace) else None
+
+
+def convolution_costs(inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace) -> dict[str, float]:
+    """Nanoseconds of the kernel for a convolution's gradients, if it can be used; the input may hold its padding or not."""
+    if convolution_kernel(inputs, grads, geometry, workspace) is None:
+        return {}
+    n, channels, width = inputs.shape[0], inputs.shape[1], width_of(inputs.dtype)
+    positions, out, area = prod(grads.shape[2:]), grads.shape[1], prod(geometry.kernel)
+    padded = -(-channels // width) * width * area if 3 * channels >= 2 * width else -(-channels * area // width) * width
+    return {PRODUCT_KERNEL: n * (1.1 * positions + ENDED) * padded * out * MULTIPLY + 2 * rates(inputs).call}
+
+
+def convolution_sums(
+    kernel: Products, like: Tensor, shape: torch.Size, workspace: Workspace, *, summed: bool = False, moments: bool = False,
+    directions: Directions | None = None,
+) -> Sums:  # fmt: skip
+    """Each sample's gradient of a convolution's weight, built once.
+
+    Args:
+        kernel: what builds them.
+        like: a tensor of their dtype.
+        shape: the parameter's.
+        workspace: scratch memory, and that of the second moment.
+        summed: whether the gradients' sum is wanted.
+        moments: whether the elementwise second moment is wanted.
+        directions: along which the gradients are looked at, or None.
+    """
+    return _sums(kernel, shape, like, workspace, summed, moments, directions)

@@ -1,0 +1,17 @@
+"""Per-sample weight gradients built in registers and reduced there: compiled, optional, on x86-64 CPUs.
+
+torch has no operator that squares a product before it reaches memory, none for half of a symmetric product, and none that finds a
+length and a projection at one look; these are written in C. Without them (no compiler at installation, another processor,
+``GRADSCOPE_KERNELS=0``) torch's operators give the same figures, up to rounding.
+"""
+
+from gradscope.kernels.gram import Gram
+from gradscope.kernels.loaded import ABSENT, INSTRUCTIONS, VARIABLE, serves, width_of
+from gradscope.kernels.normalized import normalized_sums
+from gradscope.kernels.products import Products, Walk
+from gradscope.kernels.readings import readings, rows_read
+
+__all__ = [
+    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "Walk", "normalized_sums", "readings", "rows_read", "serves",
+    "width_of",
+]  # fmt: skip

@@ -1,0 +1,72 @@
+"""Squared norms of sums of outer products from Gram matrices of positions, of which no element reaches memory."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from gradscope.kernels import loaded
+from gradscope.kernels.loaded import tile, up
+
+#: Elements between what two threads write.
+APART = 64
+
+
+class Gram:
+    """``Σ_{s,t} ⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩`` for each sample.
+
+    Args:
+        first: a, ``[n, T, d]``.
+        second: b, ``[n, T, p]``.
+        vector: bytes of a vector; by default the widest that this processor has.
+
+    Attributes:
+        scratch: elements of scratch memory that it takes.
+    """
+
+    __slots__ = ("_each", "_factors", "_numbers", "_threads", "_vector", "scratch")
+
+    def __init__(self, first: Tensor, second: Tensor, vector: int = loaded.VECTOR) -> None:
+        first, second = (factor if factor.stride(2) == 1 else factor.contiguous() for factor in (first, second))
+        self._factors = (first, second)
+        self._vector = vector
+        self._threads = max(1, min(torch.get_num_threads(), first.shape[0]))
+        shapes = (first.shape, first.stride(), second.shape, second.stride())
+        self._numbers, self._each = _plan(*shapes, tile(first.dtype, vector)[0])
+        self.scratch = self._threads * self._each
+
+    def run(
+        self, scratch: Tensor, *, directions: tuple[Tensor, Tensor] | None = None, sums: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The sums; ``(Σₜ ‖aₜ‖‖bₜ‖)²``, which they would be if nothing cancelled; ``Σₜ ⟨aₜ, right⟩⟨bₜ, left⟩`` with directions.
+
+        Args:
+            scratch: memory of the factors' dtype with anything in it.
+            directions: left ``[p]`` and right ``[d]``, contiguous.
+            sums: memory for ``Σₜ bₜ``, ``[n, p]``, contiguous; only beside directions.
+
+        Returns:
+            float64 ``[n]`` each.
+        """
+        first, second = self._factors
+        left, right = (0, 0) if directions is None else (directions[0].data_ptr(), directions[1].data_ptr())
+        found = torch.empty(3, first.shape[0], dtype=torch.float64)
+        loaded.compiled().gram(
+            self._vector, first.dtype == torch.float64, self._threads, self._numbers, first.data_ptr(), second.data_ptr(),
+            left, right, 0 if sums is None else sums.data_ptr(), found.data_ptr(), scratch.data_ptr(),
+            self._each * first.itemsize,
+        )  # fmt: skip
+        squares, uncancelled, probes = found.unbind()
+        return squares, uncancelled, None if directions is None else probes
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    x: torch.Size, x_steps: tuple[int, ...], y: torch.Size, y_steps: tuple[int, ...], width: int
+) -> tuple[bytes, int]:
+    """What the kernel is told, and the elements of scratch memory that each thread needs."""
+    numbers = struct.pack("8n", *x, y[2], x_steps[0], y_steps[0], x_steps[1], y_steps[1])
+    return numbers, up(up(x[1], width) * (x[2] + y[2] + 1) + y[2], APART)

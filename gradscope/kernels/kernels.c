@@ -1,0 +1,314 @@
+/* Per-sample weight gradients that are built in registers, reduced there and never written to memory.
+ *
+ * For x86-64 with AVX-512 or with AVX2 and FMA, chosen when the module is loaded. Everything that comes in was checked by the
+ * Python side (gradscope/kernels/__init__.py), which also lends the scratch memory; addresses come as integers.
+ */
+
+#define Py_LIMITED_API 0x030A0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if !defined(__x86_64__) || !defined(__GNUC__) || defined(__clang__)
+#error "gradscope's kernels are written for x86-64 and GCC; without them torch's own operators do the work"
+#endif
+
+enum { OUTER, PATCHES, BLOCKS };
+
+/* Rows of a gradient that a thread works on at once, at most. */
+#define BAND 128
+
+/* Gradients h_i = sum over positions of grads[i, t] (outer) columns[i, t]. Steps are in numbers, not in bytes. */
+struct products {
+    const void *grads, *inputs;
+    void *moment, *total; /* [outputs, columns]; NULL where nobody asked */
+    /* Directions for the outputs and for the columns, or, instead of the latter, <columns[i, t], right> as it was computed elsewhere:
+     * [samples, positions]; NULL where nobody asked. */
+    const void *left, *right, *weights;
+    void *sums; /* of the grads over positions, [samples, outputs]; NULL where nobody asked */
+    ptrdiff_t samples, positions, outputs, columns;
+    ptrdiff_t grad_step, position_step, output_step;
+    ptrdiff_t input_step, row_step; /* of a sample; of a position (outer) or of a row of the image */
+    ptrdiff_t channel_step, channels, height, width;
+    ptrdiff_t kernel_rows, kernel_columns, row_stride, column_stride, row_dilation, column_dilation, row_padding, column_padding;
+    ptrdiff_t lines, length; /* rows and columns of output positions */
+    ptrdiff_t kind, band, part, chunk, panels, packed, border;
+};
+
+struct gram {
+    const void *first, *second;
+    const void *left, *right; /* directions, for the second factor and for the first; NULL where nobody asked */
+    void *sums; /* of the second factor over positions, [samples, second_size]; NULL where nobody asked */
+    double *squares, *uncancelled, *probes;
+    ptrdiff_t samples, positions, first_size, second_size, first_step, second_step, first_position, second_position;
+};
+
+struct normalized {
+    const void *rows, *grads;
+    void *scale, *shift; /* [samples, size] */
+    double epsilon;
+    ptrdiff_t samples, positions, size, row_step, row_position, grad_step, grad_position, centred;
+};
+
+/* A matrix and two directions; pieces [begin, end) are its own, of `height` rows each. */
+struct matrix {
+    const void *numbers, *left, *right;
+    ptrdiff_t rows, columns, height, begin, end;
+};
+
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
+#define ROWS 8
+#define REAL float
+#define INTEGER int32_t
+#define LANES 16
+#define NAME(x) x##_float_512
+#include "every.h"
+#define REAL double
+#define INTEGER int64_t
+#define LANES 8
+#define NAME(x) x##_double_512
+#include "every.h"
+#undef TARGET
+#undef ROWS
+
+#define TARGET __attribute__((target("avx2,fma")))
+#define ROWS 4
+#define REAL float
+#define INTEGER int32_t
+#define LANES 8
+#define NAME(x) x##_float_256
+#include "every.h"
+#define REAL double
+#define INTEGER int64_t
+#define LANES 4
+#define NAME(x) x##_double_256
+#include "every.h"
+
+typedef void products_function(const struct products *, ptrdiff_t, ptrdiff_t, void *, double *, double *);
+typedef void gram_function(const struct gram *, ptrdiff_t, void *);
+
+typedef void piece_function(const struct matrix *, ptrdiff_t, ptrdiff_t, double[2]);
+typedef void rows_function(const void *, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *);
+
+typedef void normalized_function(const struct normalized *, ptrdiff_t);
+
+/* By bytes of a vector (32 or 64) and whether numbers are doubles. */
+static products_function *const products_of[2][2] = {
+    {piece_of_products_float_256, piece_of_products_double_256},
+    {piece_of_products_float_512, piece_of_products_double_512},
+};
+static gram_function *const grams[2][2] = {
+    {gram_float_256, gram_double_256},
+    {gram_float_512, gram_double_512},
+};
+
+
+static piece_function *const pieces[2][2] = {{piece_float_256, piece_double_256}, {piece_float_512, piece_double_512}};
+static rows_function *const rows_of[2][2] = {{rows_float_256, rows_double_256}, {rows_float_512, rows_double_512}};
+static normalized_function *const normalizations[2][2] = {
+    {normalized_float_256, normalized_double_256}, {normalized_float_512, normalized_double_512}};
+
+#define ADDRESS(x) ((void *)(intptr_t)(x))
+
+static int thread(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+/* The numbers that Python packed for the rest of a struct; 0 where they are not as many as it has. */
+static int filled(void *rest, size_t size, const char *numbers, Py_ssize_t length)
+{
+    if ((size_t)length != size) {
+        PyErr_Format(PyExc_ValueError, "%zu bytes of sizes and steps were expected, not %zd", size, length);
+        return 0;
+    }
+    memcpy(rest, numbers, size);
+    return 1;
+}
+
+/* found: squares and probes of each piece, [2, pieces, samples]. */
+static PyObject *products(PyObject *self, PyObject *args)
+{
+    struct products of;
+    int vector, doubles, threads;
+    Py_ssize_t grads, inputs, moment, total, left, right, weights, sums, found, scratch, each, length;
+    const char *numbers;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiiy#nnnnnnnnnnn", &vector, &doubles, &threads, &numbers, &length, &grads, &inputs, &moment, &total,
+                          &left, &right, &weights, &sums, &found, &scratch, &each)
+        || !filled(&of.samples, sizeof of - offsetof(struct products, samples), numbers, length))
+        return NULL;
+    of.grads = ADDRESS(grads);
+    of.inputs = ADDRESS(inputs);
+    of.moment = ADDRESS(moment);
+    of.total = ADDRESS(total);
+    of.left = ADDRESS(left);
+    of.right = ADDRESS(right);
+    of.weights = ADDRESS(weights);
+    of.sums = ADDRESS(sums);
+    products_function *const run = products_of[vector == 64][doubles != 0];
+    const ptrdiff_t parts = (of.columns + of.part - 1) / of.part, count = (of.outputs + of.band - 1) / of.band * parts;
+    double *const squares = ADDRESS(found), *const probes = squares + count * of.samples;
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (ptrdiff_t piece = 0; piece < count; piece++)
+        run(&of, piece / parts * of.band, piece % parts * of.part, (char *)ADDRESS(scratch) + thread() * each,
+            squares + piece * of.samples, probes + piece * of.samples);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* found: squares, the same without cancellation, and probes, [3, samples]. */
+static PyObject *gram(PyObject *self, PyObject *args)
+{
+    struct gram of;
+    int vector, doubles, threads;
+    Py_ssize_t first, second, left, right, sums, found, scratch, each, length;
+    const char *numbers;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiiy#nnnnnnnn", &vector, &doubles, &threads, &numbers, &length, &first, &second, &left, &right,
+                          &sums, &found, &scratch, &each)
+        || !filled(&of.samples, sizeof of - offsetof(struct gram, samples), numbers, length))
+        return NULL;
+    of.first = ADDRESS(first);
+    of.second = ADDRESS(second);
+    of.left = ADDRESS(left);
+    of.right = ADDRESS(right);
+    of.sums = ADDRESS(sums);
+    of.squares = ADDRESS(found);
+    of.uncancelled = of.squares + of.samples;
+    of.probes = of.uncancelled + of.samples;
+    gram_function *const run = grams[vector == 64][doubles != 0];
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (ptrdiff_t sample = 0; sample < of.samples; sample++)
+        run(&of, sample, (char *)ADDRESS(scratch) + thread() * each);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* What samples add to the scale and to the shift of a normalisation over the last dimension. */
+static PyObject *normalized(PyObject *self, PyObject *args)
+{
+    struct normalized of;
+    int vector, doubles, threads;
+    Py_ssize_t rows, grads, scale, shift;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiinnnndnnnnnnnn", &vector, &doubles, &threads, &rows, &grads, &scale, &shift, &of.epsilon,
+                          &of.samples, &of.positions, &of.size, &of.row_step, &of.row_position, &of.grad_step, &of.grad_position,
+                          &of.centred))
+        return NULL;
+    of.rows = ADDRESS(rows);
+    of.grads = ADDRESS(grads);
+    of.scale = ADDRESS(scale);
+    of.shift = ADDRESS(shift);
+    normalized_function *const run = normalizations[vector == 64][doubles != 0];
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (ptrdiff_t sample = 0; sample < of.samples; sample++)
+        run(&of, sample);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* Squared norms and projections of matrices, two doubles each; their pieces are shared out among threads and need as much again. */
+static PyObject *readings(PyObject *self, PyObject *args)
+{
+    int vector, doubles, threads;
+    const char *packed;
+    Py_ssize_t length, found;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiiy#n", &vector, &doubles, &threads, &packed, &length, &found))
+        return NULL;
+    const ptrdiff_t count = length / (ptrdiff_t)sizeof(struct matrix);
+    const struct matrix *const matrices = (const struct matrix *)packed;
+    if (!count || length % (ptrdiff_t)sizeof(struct matrix)) {
+        PyErr_SetString(PyExc_ValueError, "matrices were expected, each of eight numbers");
+        return NULL;
+    }
+    piece_function *const run = pieces[vector == 64][doubles != 0];
+    double *const out = ADDRESS(found);
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+    for (ptrdiff_t piece = 0; piece < matrices[count - 1].end; piece++) {
+        ptrdiff_t low = 0, high = count - 1;
+        while (low < high) {
+            const ptrdiff_t middle = (low + high) / 2;
+            if (piece < matrices[middle].end)
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        const struct matrix *const of = matrices + low;
+        const ptrdiff_t first = (piece - of->begin) * of->height, last = first + of->height;
+        run(of, first, last < of->rows ? last : of->rows, out + 2 * (count + piece));
+    }
+    for (ptrdiff_t i = 0; i < count; i++) {
+        out[2 * i] = out[2 * i + 1] = 0;
+        for (ptrdiff_t piece = matrices[i].begin; piece < matrices[i].end; piece++) {
+            out[2 * i] += out[2 * (count + piece)];
+            out[2 * i + 1] += out[2 * (count + piece) + 1];
+        }
+    }
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* Lengths and projections of the rows of two matrices of as many rows: [4, rows]. */
+static PyObject *rows(PyObject *self, PyObject *args)
+{
+    int vector, doubles;
+    Py_ssize_t out, count, first, first_direction, first_columns, first_step, second, second_direction, second_columns, second_step;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iinnnnnnnnnn", &vector, &doubles, &out, &count, &first, &first_direction, &first_columns,
+                          &first_step, &second, &second_direction, &second_columns, &second_step))
+        return NULL;
+    rows_function *const run = rows_of[vector == 64][doubles != 0];
+    Py_BEGIN_ALLOW_THREADS
+    run(ADDRESS(first), ADDRESS(first_direction), count, first_columns, first_step, ADDRESS(out));
+    run(ADDRESS(second), ADDRESS(second_direction), count, second_columns, second_step,
+        (char *)ADDRESS(out) + 2 * count * (doubles ? sizeof(double) : sizeof(float)));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* Bytes of the widest vectors that this processor has; 0 where it has neither kind. */
+static PyObject *widest(PyObject *self, PyObject *none)
+{
+    (void)self;
+    (void)none;
+    int bytes = 0;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        bytes = 32;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+        && __builtin_cpu_supports("avx512bw") && bytes)
+        bytes = 64;
+    return PyLong_FromLong(bytes);
+}
+
+static PyMethodDef methods[] = {
+    {"products", products, METH_VARARGS, "Squared norms, sums and sums of squares of per-sample products."},
+    {"gram", gram, METH_VARARGS, "Squared norms of sums of outer products, from Gram matrices."},
+    {"normalized", normalized, METH_VARARGS, "What samples add to scale and shift of a normalisation over the last dimension."},
+    {"readings", readings, METH_VARARGS, "Squared norms and projections of matrices."},
+    {"rows", rows, METH_VARARGS, "Lengths and projections of the rows of two matrices."},
+    {"widest", widest, METH_NOARGS, "Bytes of the widest vectors that this processor has."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__kernels(void)
+{
+    return PyModule_Create(&definition);
+}

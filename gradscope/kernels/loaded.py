@@ -1,0 +1,69 @@
+"""The compiled module, where there is one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Set to 0, figures come from torch's operators alone.
+VARIABLE = "GRADSCOPE_KERNELS"
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def _load() -> tuple[Any, str]:
+    """The module and nothing, or nothing and why. It finds the threads of the OpenMP that torch has loaded; it brings none."""
+    if os.environ.get(VARIABLE) == "0":
+        return None, f"switched off by {VARIABLE}=0"
+    try:
+        from gradscope.kernels import _kernels  # type: ignore[attr-defined]
+    except ImportError as error:
+        return None, f"not built, which takes GCC on x86-64 when gradscope is installed ({error})"
+    if not _kernels.widest():
+        return None, "this processor has neither AVX-512 nor AVX2"
+    return _kernels, ""
+
+
+_compiled, ABSENT = _load()
+
+#: Bytes of a vector: 64 (AVX-512), 32 (AVX2) or 0 (no kernels, and ABSENT says why).
+VECTOR: int = _compiled.widest() if _compiled is not None else 0
+
+
+#: The same by name.
+INSTRUCTIONS = {64: "AVX-512", 32: "AVX2", 0: ""}[VECTOR]
+
+
+def compiled() -> Any:
+    """The module."""
+    if _compiled is None:
+        raise RuntimeError(f"gradscope's kernels cannot be used: {ABSENT}")
+    return _compiled
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the kernels can read these: dense tensors of one dtype, float32 or float64, on a CPU."""
+    dtype = tensors[0].dtype
+    return VECTOR > 0 and dtype in DTYPES and all(_is_plain(tensor, dtype) for tensor in tensors)
+
+
+def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return type(tensor) is Tensor and tensor.dtype == dtype and tensor.is_cpu and not tensor.is_neg()
+
+
+def tile(dtype: torch.dtype, vector: int) -> tuple[int, int]:
+    """Columns and rows of a tile, which stays in registers."""
+    return 2 * vector // dtype.itemsize, vector // 8
+
+
+def width_of(dtype: torch.dtype) -> int:
+    """Columns of a tile in the vectors that are used."""
+    return tile(dtype, VECTOR)[0]
+
+
+def up(size: int, step: int) -> int:
+    """The next multiple."""
+    return -(-size // step) * step

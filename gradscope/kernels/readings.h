@@ -1,0 +1,61 @@
+/* Lengths and projections of rows, which are read once; included by every.h. */
+
+/* Numbers whose squares are added up in REAL before the sum goes on in double. */
+#define BLOCK 1024
+
+/* Adds |row|^2 and <row, direction> of `length` numbers. */
+static inline TARGET __attribute__((always_inline)) void NAME(read)(
+    const REAL *row, const REAL *direction, ptrdiff_t length, double *square, double *along)
+{
+    for (ptrdiff_t start = 0; start < length; start += BLOCK) {
+        const ptrdiff_t end = start + BLOCK < length ? start + BLOCK : length;
+        VECTOR squares[4] = {{0}}, products[4] = {{0}};
+        ptrdiff_t i = start;
+        for (; i + 4 * LANES <= end; i += 4 * LANES)
+#pragma GCC unroll 4
+            for (int part = 0; part < 4; part++) {
+                const VECTOR here = *(const VECTOR *)(row + i + part * LANES);
+                squares[part] += here * here;
+                products[part] += here * *(const VECTOR *)(direction + i + part * LANES);
+            }
+        for (; i + LANES <= end; i += LANES) {
+            const VECTOR here = *(const VECTOR *)(row + i);
+            squares[0] += here * here;
+            products[0] += here * *(const VECTOR *)(direction + i);
+        }
+        REAL rest[2] = {0, 0};
+        for (; i < end; i++) {
+            rest[0] += row[i] * row[i];
+            rest[1] += row[i] * direction[i];
+        }
+        *square += NAME(sum)((squares[0] + squares[1]) + (squares[2] + squares[3])) + rest[0];
+        *along += NAME(sum)((products[0] + products[1]) + (products[2] + products[3])) + rest[1];
+    }
+}
+
+/* Some rows of a matrix: |.|^2 of all of it, and left' matrix right. */
+static TARGET void NAME(piece)(const struct matrix *of, ptrdiff_t first, ptrdiff_t last, double found[2])
+{
+    const REAL *left = (const REAL *)of->left;
+    found[0] = found[1] = 0;
+    for (ptrdiff_t row = first; row < last; row++) {
+        double along = 0;
+        NAME(read)(
+            (const REAL *)of->numbers + row * of->columns, (const REAL *)of->right, of->columns, found, &along);
+        found[1] += along * left[row];
+    }
+}
+
+/* |row| and <row, direction> of each row. */
+static TARGET void NAME(rows)(const void *numbers, const void *direction, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t step, void *out)
+{
+    REAL *lengths = (REAL *)out, *along = lengths + rows;
+    for (ptrdiff_t row = 0; row < rows; row++) {
+        double square = 0, product = 0;
+        NAME(read)((const REAL *)numbers + row * step, (const REAL *)direction, columns, &square, &product);
+        lengths[row] = (REAL)sqrt(square);
+        along[row] = (REAL)product;
+    }
+}
+
+#undef BLOCK

@@ -1,0 +1,64 @@
+"""Lengths and projections of what lies in memory, read once for both."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradscope.kernels import loaded
+
+#: Numbers that one thread reads at a time, about.
+PIECE = 1 << 15
+
+
+def readings(
+    matrices: Sequence[Tensor], lefts: Sequence[Tensor], rights: Sequence[Tensor], vector: int = loaded.VECTOR
+) -> Tensor:
+    """``‖M‖²`` and ``leftᵀ M right`` of each matrix, float64 ``[m, 2]``.
+
+    Args:
+        matrices: contiguous, of one dtype, none empty; of any shape with as many numbers as ``left`` times ``right`` has.
+        lefts: a vector for each one's first dimension.
+        rights: one for all the others, or a single one beside a vector.
+        vector: bytes of a vector; by default the widest that this processor has.
+    """
+    numbers: list[int] = []
+    end = 0
+    for matrix, left, right in zip(matrices, lefts, rights, strict=True):
+        rows, columns = left.shape[0], right.shape[0]
+        if columns == 1:
+            # A vector is one row: the two directions change places.
+            rows, columns, left, right = columns, rows, right, left
+        height = max(1, PIECE // columns)
+        begin, end = end, end + -(-rows // height)
+        numbers += (matrix.data_ptr(), left.data_ptr(), right.data_ptr(), rows, columns, height, begin, end)
+    found = torch.empty(len(matrices) + end, 2, dtype=torch.float64)
+    loaded.compiled().readings(
+        vector, matrices[0].dtype is torch.float64, min(end, torch.get_num_threads()),
+        struct.pack(f"{len(numbers)}n", *numbers), found.data_ptr(),
+    )  # fmt: skip
+    return found[: len(matrices)]
+
+
+def rows_read(
+    first: Tensor, along_first: Tensor, second: Tensor, along_second: Tensor, vector: int = loaded.VECTOR
+) -> Tensor:
+    """``‖firstᵢ‖``, ``⟨firstᵢ, ·⟩``, ``‖secondᵢ‖``, ``⟨secondᵢ, ·⟩``, in the rows' dtype ``[4, n]``.
+
+    Args:
+        first: ``[n, d]``, with neighbours in memory along the last dimension.
+        along_first: ``[d]``.
+        second: ``[n, p]``, likewise.
+        along_second: ``[p]``.
+        vector: bytes of a vector; by default the widest that this processor has.
+    """
+    n = first.shape[0]
+    found = first.new_empty(4, n)
+    loaded.compiled().rows(
+        vector, first.dtype is torch.float64, found.data_ptr(), n, first.data_ptr(), along_first.data_ptr(),
+        first.shape[1], first.stride(0), second.data_ptr(), along_second.data_ptr(), second.shape[1], second.stride(0),
+    )  # fmt: skip
+    return found

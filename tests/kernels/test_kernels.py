@@ -1,0 +1,243 @@
+"""Each compiled kernel against products in float64, for both kinds of vectors, whatever the shapes leave over."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gradscope.kernels import ABSENT, Gram, Products, Walk, loaded, normalized_sums, readings, rows_read, serves
+
+pytestmark = pytest.mark.skipif(bool(ABSENT), reason=ABSENT)
+
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 2e-14}
+VECTORS = [vector for vector in (32, 64) if vector <= loaded.VECTOR]
+
+#: n, T, d, p: below, at and above the sizes of tiles and vectors, and more rows than a thread works on at once.
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 3, 5, 7),
+    (3, 17, 33, 9),
+    (4, 128, 64, 100),
+    (5, 40, 31, 65),
+    (2, 64, 16, 8),
+    (3, 9, 7, 300),
+]
+
+
+@pytest.fixture(params=VECTORS, ids=lambda vector: f"{8 * vector} bits")
+def vector(request):
+    return request.param
+
+
+@pytest.fixture(params=list(TOLERANCE), ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def _threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def anything(size, dtype):
+    """Memory that nobody may read before it was written."""
+    return torch.full((size,) if isinstance(size, int) else size, float("nan"), dtype=dtype)
+
+
+def assert_close(found, expected, scale=None):
+    scale = expected.abs().max() if scale is None else scale
+    error = float(((found.double() - expected).abs() / scale).max())
+    assert error <= TOLERANCE[found.dtype] if found.dtype in TOLERANCE else False, error
+
+
+def check(kernel, gradients, grads, left, right, weights=None):
+    """All that a kernel for products gives, against gradients ``[n, p, columns]``."""
+    n, p, columns = gradients.shape
+    dtype = left.dtype
+    total, moment, sums = (anything(shape, dtype) for shape in ((p, columns), (p, columns), (n, p)))
+    squares, probes = kernel.run(
+        anything(kernel.scratch, dtype),
+        total=total,
+        moment=moment,
+        directions=(left, right),
+        weights=weights,
+        sums=sums,
+    )
+    lengths = gradients.square().sum((1, 2))
+    assert_close(squares.to(dtype), lengths, lengths)
+    assert_close(total, gradients.sum(0), gradients.abs().sum(0).max())
+    assert_close(moment, gradients.square().sum(0))
+    along = torch.einsum("p,npc,c->n", left.double(), gradients, right.double())
+    assert_close(probes.to(dtype), along, lengths.sqrt() * left.double().norm() * right.double().norm())
+    assert_close(sums, grads.double(), grads.double().abs().max() * 4)
+    alone, nothing = kernel.run(anything(kernel.scratch, dtype))
+    assert torch.equal(alone, squares)
+    assert nothing is None
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_of_positions(shape, dtype, vector):
+    n, positions, d, p = shape
+    inputs, grads = torch.randn(n, positions, d, dtype=dtype), torch.randn(n, positions, p, dtype=dtype)
+    left, right = torch.randn(p, dtype=dtype), torch.randn(d, dtype=dtype)
+    gradients = torch.bmm(grads.double().mT, inputs.double())
+    check(Products(inputs, grads, vector=vector), gradients, grads.sum(1), left, right)
+    check(Products(inputs, grads, vector=vector), gradients, grads.sum(1), left, right, weights=inputs @ right)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gram_sums(shape, dtype, vector):
+    n, positions, d, p = shape
+    inputs, grads = torch.randn(n, positions, d, dtype=dtype), torch.randn(n, positions, p, dtype=dtype)
+    left, right, sums = torch.randn(p, dtype=dtype), torch.randn(d, dtype=dtype), anything((n, p), dtype)
+    gradients = torch.bmm(grads.double().mT, inputs.double())
+    kernel = Gram(inputs, grads, vector)
+    squares, uncancelled, probes = kernel.run(anything(kernel.scratch, dtype), directions=(left, right), sums=sums)
+    lengths = gradients.square().sum((1, 2))
+    assert_close(squares.to(dtype), lengths, lengths)
+    expected = (inputs.double().norm(dim=2) * grads.double().norm(dim=2)).sum(1).square()
+    assert_close(uncancelled.to(dtype), expected, expected)
+    along = torch.einsum("p,npd,d->n", left.double(), gradients, right.double())
+    assert_close(probes.to(dtype), along, lengths.sqrt() * left.double().norm() * right.double().norm())
+    assert_close(sums, grads.double().sum(1), grads.double().abs().sum(1).max())
+    alone, _, nothing = kernel.run(anything(kernel.scratch, dtype))
+    assert torch.equal(alone, squares)
+    assert nothing is None
+
+
+WALKS = {
+    "few channels": ((2, 3, 9, 9), 8, Walk((3, 3), (1, 1), (1, 1), (1, 1))),
+    "few channels, stride": ((2, 3, 21, 20), 20, Walk((7, 7), (2, 2), (1, 1), (3, 3))),
+    "a single channel": ((3, 1, 6, 5), 4, Walk((3, 2), (1, 1), (1, 1), (0, 1))),
+    "blocks of channels": ((3, 64, 8, 8), 40, Walk((3, 3), (1, 1), (1, 1), (1, 1))),
+    "blocks that channels do not fill": ((2, 45, 7, 9), 20, Walk((3, 2), (2, 1), (1, 1), (1, 0))),
+    "spread kernel": ((2, 32, 10, 11), 70, Walk((3, 3), (2, 1), (2, 3), (1, 2))),
+    "one by one": ((4, 48, 6, 6), 5, Walk((1, 1), (1, 1), (1, 1), (0, 0))),
+    "one by one, stride": ((4, 48, 7, 6), 5, Walk((1, 1), (2, 3), (1, 1), (0, 0))),
+    "one line": ((2, 32, 1, 30), 9, Walk((1, 5), (1, 2), (1, 1), (0, 2))),
+    "a single position": ((3, 40, 3, 3), 6, Walk((3, 3), (1, 1), (1, 1), (0, 0))),
+}
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("layout", ["channels first", "channels last"])
+@pytest.mark.parametrize("name", WALKS)
+def test_products_of_patches(name, layout, dtype, vector):
+    size, p, walk = WALKS[name]
+    n, channels = size[:2]
+    memory = torch.contiguous_format if layout == "channels first" else torch.channels_last
+    image = torch.randn(size, dtype=dtype).contiguous(memory_format=memory)
+    weight = torch.randn(p, channels, *walk.kernel, dtype=dtype)
+    how = {"stride": walk.stride, "padding": walk.padding, "dilation": walk.dilation}
+    grads = torch.randn_like(F.conv2d(image, weight, **how)).contiguous(memory_format=memory)
+    one = [
+        torch.nn.grad.conv2d_weight(x[None].double(), weight.shape, g[None].double(), **how)
+        for x, g in zip(image, grads, strict=True)
+    ]
+    left, right = torch.randn(p, dtype=dtype), torch.randn(weight[0].numel(), dtype=dtype)
+    kernel = Products(image, grads, walk, vector)
+    check(kernel, torch.stack(one).reshape(n, p, -1), grads.sum((2, 3)), left, right)
+
+
+def test_factors_that_lie_apart(dtype, vector):
+    n, positions, d, p = 3, 10, 12, 9
+    inputs = torch.randn(positions, n, 2 * d, dtype=dtype)[:, :, 3 : d + 3].transpose(0, 1)
+    grads = torch.randn(n, p, positions, dtype=dtype).mT
+    same = inputs[:1].expand(n, positions, d)
+    for factor in (inputs, same):
+        gradients = torch.bmm(grads.double().mT, factor.double())
+        lengths = gradients.square().sum((1, 2))
+        products, gram = Products(factor, grads, vector=vector), Gram(factor, grads, vector)
+        for kernel in (products, gram):
+            assert_close(kernel.run(anything(kernel.scratch, dtype))[0].to(dtype), lengths, lengths)
+
+
+@pytest.mark.usefixtures("_threads")
+def test_readings(dtype, vector):
+    matrices = [
+        torch.randn(size, dtype=dtype) for size in ((70, 900), (5,), (4, 3, 2), (1,), (3, 1), (2, 70_000), (9000,))
+    ]
+    lefts = [torch.randn(len(matrix), dtype=dtype) for matrix in matrices]
+    rights = [torch.randn(max(1, matrix[0].numel()), dtype=dtype) for matrix in matrices]
+    rights = [right if len(right) > 1 else torch.ones_like(right) for right in rights]
+    for found, matrix, left, right in zip(
+        readings(matrices, lefts, rights, vector), matrices, lefts, rights, strict=True
+    ):
+        wide = matrix.double().reshape(len(left), -1)
+        square, along = wide.square().sum(), left.double() @ wide @ right.double()
+        assert_close(found[0].to(dtype), square)
+        assert_close(found[1].to(dtype), along, wide.norm() * left.double().norm() * right.double().norm())
+
+
+def test_rows(dtype, vector):
+    first, second = torch.randn(5, 2100, dtype=dtype)[:, 7:], torch.randn(5, 19, dtype=dtype)
+    along_first, along_second = torch.randn(2093, dtype=dtype), torch.randn(19, dtype=dtype)
+    found = rows_read(first, along_first, second, along_second, vector)
+    for rows, direction, (lengths, along) in ((first, along_first, found[:2]), (second, along_second, found[2:])):
+        assert_close(lengths, rows.double().norm(dim=1))
+        assert_close(along, rows.double() @ direction.double(), rows.double().norm(dim=1).max() * direction.norm())
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("centred", [True, False], ids=["layer norm", "RMS norm"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (3, 9, 40), (4, 5, 129)], ids=str)
+def test_sums_of_normalised_rows(shape, centred, dtype, vector):
+    rows, grads = torch.randn(shape, dtype=dtype) + 3, torch.randn(shape, dtype=dtype)
+    scale, shift = normalized_sums(rows, grads, 1e-5, centred=centred, vector=vector)
+    wide = rows.double()
+    wide = wide - wide.mean(2, keepdim=True) if centred else wide
+    normalised = wide / (wide.square().mean(2, keepdim=True) + 1e-5).sqrt()
+    assert_close(scale, (grads.double() * normalised).sum(1), grads.double().abs().sum(1).max())
+    assert_close(shift, grads.double().sum(1), grads.double().abs().sum(1).max())
+
+
+def test_figures_of_other_thread_counts_are_the_same_to_rounding(dtype):
+    inputs, grads = torch.randn(4, 50, 40, dtype=dtype), torch.randn(4, 50, 200, dtype=dtype)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        kernel = Products(inputs, grads)
+        found.append(kernel.run(anything(kernel.scratch, dtype))[0])
+    torch.set_num_threads(1)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-12, atol=0)
+
+
+def test_what_they_cannot_read_is_left_to_torch():
+    x = torch.randn(3, 4)
+    assert serves(x, x)
+    assert not serves(x, x.double())
+    assert not serves(x.bfloat16())
+    assert not serves(torch.randn(3, dtype=torch.complex64))
+    assert not serves(torch.randn(3, dtype=torch.complex64).conj().imag)
+    assert not serves(x.to("meta"))
+    assert not serves(x.as_subclass(torch.nn.Parameter))
+
+
+def test_not_a_number_stays_one(dtype):
+    inputs, grads = torch.randn(2, 5, 6, dtype=dtype), torch.randn(2, 5, 7, dtype=dtype)
+    inputs[1, 2, 3] = float("nan")
+    for kernel in (Products(inputs, grads), Gram(inputs, grads)):
+        squares = kernel.run(anything(kernel.scratch, dtype))[0]
+        assert squares[0].isfinite()
+        assert squares[1].isnan()
+
+
+def test_switched_off_torch_does_the_work():
+    code = "from gradscope.kernels import ABSENT, serves; import torch; print(ABSENT, serves(torch.randn(2)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"GRADSCOPE_KERNELS": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "switched off by GRADSCOPE_KERNELS=0 False"
