@@ -160,7 +160,7 @@ static PyObject *products(PyObject *self, PyObject *args)
     const ptrdiff_t parts = (of.columns + of.part - 1) / of.part, count = (of.outputs + of.band - 1) / of.band * parts;
     double *const squares = ADDRESS(found), *const probes = squares + count * of.samples;
     Py_BEGIN_ALLOW_THREADS
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (ptrdiff_t piece = 0; piece < count; piece++)
         run(&of, piece / parts * of.band, piece % parts * of.part, (char *)ADDRESS(scratch) + thread() * each,
             squares + piece * of.samples, probes + piece * of.samples);
@@ -190,7 +190,7 @@ static PyObject *gram(PyObject *self, PyObject *args)
     of.probes = of.uncancelled + of.samples;
     gram_function *const run = grams[vector == 64][doubles != 0];
     Py_BEGIN_ALLOW_THREADS
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (ptrdiff_t sample = 0; sample < of.samples; sample++)
         run(&of, sample, (char *)ADDRESS(scratch) + thread() * each);
     Py_END_ALLOW_THREADS
@@ -214,7 +214,7 @@ static PyObject *normalized(PyObject *self, PyObject *args)
     of.shift = ADDRESS(shift);
     normalized_function *const run = normalizations[vector == 64][doubles != 0];
     Py_BEGIN_ALLOW_THREADS
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (ptrdiff_t sample = 0; sample < of.samples; sample++)
         run(&of, sample);
     Py_END_ALLOW_THREADS
@@ -239,7 +239,7 @@ static PyObject *readings(PyObject *self, PyObject *args)
     piece_function *const run = pieces[vector == 64][doubles != 0];
     double *const out = ADDRESS(found);
     Py_BEGIN_ALLOW_THREADS
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (ptrdiff_t piece = 0; piece < matrices[count - 1].end; piece++) {
         ptrdiff_t low = 0, high = count - 1;
         while (low < high) {

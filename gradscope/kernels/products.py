@@ -120,7 +120,8 @@ def _plan(
         # Of a single column the step to the next one says nothing.
         steps = (g_steps[0], g_steps[3] if length > 1 else g_steps[2], g_steps[1], x_steps[0], x_steps[2])
         image = (x_steps[1], *x[1:], *walk.kernel, *walk.stride, *walk.dilation, *walk.padding, lines, length)
-    part = min(columns, PART) if kind == OUTER else columns
+    # Parts of about one size.
+    part = up(-(-columns // -(-columns // PART)), width) if kind == OUTER else columns
     panels, packed, border = up(part, width) // width, up(part, width) * positions, 0
     if walk is not None:
         pixels = (x[2] + 2 * walk.padding[0]) * (x[3] + 2 * walk.padding[1])
