@@ -62,6 +62,12 @@ struct matrix {
     ptrdiff_t rows, columns, height, begin, end;
 };
 
+struct rows {
+    const void *numbers, *direction;
+    void *found;
+    ptrdiff_t rows, columns, step;
+};
+
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
 #define ROWS 8
 #define REAL float
@@ -94,7 +100,7 @@ typedef void products_function(const struct products *, ptrdiff_t, ptrdiff_t, vo
 typedef void gram_function(const struct gram *, ptrdiff_t, void *);
 
 typedef void piece_function(const struct matrix *, ptrdiff_t, ptrdiff_t, double[2]);
-typedef void rows_function(const void *, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *);
+typedef void rows_function(const struct rows *, ptrdiff_t, ptrdiff_t);
 
 typedef void normalized_function(const struct normalized *, ptrdiff_t);
 
@@ -267,17 +273,26 @@ static PyObject *readings(PyObject *self, PyObject *args)
 /* Lengths and projections of the rows of two matrices of as many rows: [4, rows]. */
 static PyObject *rows(PyObject *self, PyObject *args)
 {
-    int vector, doubles;
-    Py_ssize_t out, count, first, first_direction, first_columns, first_step, second, second_direction, second_columns, second_step;
+    struct rows of[2];
+    int vector, doubles, threads;
+    Py_ssize_t found, count, first, along_first, second, along_second;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iinnnnnnnnnn", &vector, &doubles, &out, &count, &first, &first_direction, &first_columns,
-                          &first_step, &second, &second_direction, &second_columns, &second_step))
+    if (!PyArg_ParseTuple(args, "iiinnnnnnnnnn", &vector, &doubles, &threads, &found, &count, &first, &along_first, &of[0].columns,
+                          &of[0].step, &second, &along_second, &of[1].columns, &of[1].step))
         return NULL;
     rows_function *const run = rows_of[vector == 64][doubles != 0];
+    of[0].numbers = ADDRESS(first);
+    of[0].direction = ADDRESS(along_first);
+    of[0].found = ADDRESS(found);
+    of[1].numbers = ADDRESS(second);
+    of[1].direction = ADDRESS(along_second);
+    of[1].found = (char *)ADDRESS(found) + 2 * count * (doubles ? sizeof(double) : sizeof(float));
+    of[0].rows = of[1].rows = count;
     Py_BEGIN_ALLOW_THREADS
-    run(ADDRESS(first), ADDRESS(first_direction), count, first_columns, first_step, ADDRESS(out));
-    run(ADDRESS(second), ADDRESS(second_direction), count, second_columns, second_step,
-        (char *)ADDRESS(out) + 2 * count * (doubles ? sizeof(double) : sizeof(float)));
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+    for (int share = 0; share < threads; share++)
+        for (int which = 0; which < 2; which++)
+            run(of + which, count * share / threads, count * (share + 1) / threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

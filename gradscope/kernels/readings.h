@@ -46,13 +46,14 @@ static TARGET void NAME(piece)(const struct matrix *of, ptrdiff_t first, ptrdiff
     }
 }
 
-/* |row| and <row, direction> of each row. */
-static TARGET void NAME(rows)(const void *numbers, const void *direction, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t step, void *out)
+/* |row| and <row, direction> of rows [first, last); lengths first, then what lies along the direction, `rows` of each. */
+static TARGET void NAME(rows)(const struct rows *of, ptrdiff_t first, ptrdiff_t last)
 {
-    REAL *lengths = (REAL *)out, *along = lengths + rows;
-    for (ptrdiff_t row = 0; row < rows; row++) {
+    REAL *lengths = (REAL *)of->found, *along = lengths + of->rows;
+    for (ptrdiff_t row = first; row < last; row++) {
         double square = 0, product = 0;
-        NAME(read)((const REAL *)numbers + row * step, (const REAL *)direction, columns, &square, &product);
+        NAME(read)(
+            (const REAL *)of->numbers + row * of->step, (const REAL *)of->direction, of->columns, &square, &product);
         lengths[row] = (REAL)sqrt(square);
         along[row] = (REAL)product;
     }

@@ -55,10 +55,11 @@ def rows_read(
         along_second: ``[p]``.
         vector: bytes of a vector; by default the widest that this processor has.
     """
-    n = first.shape[0]
+    n, columns = first.shape[0], first.shape[1] + second.shape[1]
     found = first.new_empty(4, n)
+    threads = min(n, torch.get_num_threads()) if n * columns >= 2 * PIECE else 1
     loaded.compiled().rows(
-        vector, first.dtype is torch.float64, found.data_ptr(), n, first.data_ptr(), along_first.data_ptr(),
+        vector, first.dtype is torch.float64, threads, found.data_ptr(), n, first.data_ptr(), along_first.data_ptr(),
         first.shape[1], first.stride(0), second.data_ptr(), along_second.data_ptr(), second.shape[1], second.stride(0),
     )  # fmt: skip
     return found
