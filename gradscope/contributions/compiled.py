@@ -113,21 +113,19 @@ def outer_sums(
     kernel, turned = _products(inputs, grads, turned=not (summed or moments))
     if turned:
         directions, bias = None if directions is None else directions[::-1], None
-    # Before the kernel, which finds the factor in cache.
-    weights = torch.matmul(inputs[:, 0], directions[1]) if summed and directions is not None else None
-    return _sums(kernel, shape, inputs, workspace, summed, moments, directions, weights, bias)
+    return _sums(kernel, shape, inputs, workspace, summed, moments, directions, bias, factors=summed)
 
 
 def _sums(
     kernel: Products, shape: torch.Size, like: Tensor, workspace: Workspace, summed: bool, moments: bool,
-    directions: Directions | None = None, weights: Tensor | None = None, bias: OuterBias | None = None,
+    directions: Directions | None = None, bias: OuterBias | None = None, *, factors: bool = False,
 ) -> Sums:  # fmt: skip
     total = like.new_empty(shape) if summed else None
     second = workspace.lend(shape, like) if moments else None
     values = None if bias is None else bias.memory()
     scratch = workspace.buffer("kernel", (kernel.scratch,), like)
     squares, probes = kernel.run(
-        scratch, total=total, moment=second, directions=directions, weights=weights, sums=values
+        scratch, total=total, moment=second, directions=directions, factors=factors, sums=values
     )
     if bias is not None and values is not None:
         bias.found(values)

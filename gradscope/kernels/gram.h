@@ -46,11 +46,8 @@ static TARGET void NAME(gram)(const struct gram *of, ptrdiff_t sample, void *scr
     if (of->left) {
         /* What the factors are turned from is read for the probe as well, and for the sums over positions. */
         REAL *along = turned[1] + padded * of->second_size;
-        for (ptrdiff_t t = 0; t < positions; t++) {
-            double square = 0, product = 0;
-            NAME(read)(factors[0] + t * steps[0], (const REAL *)of->right, sizes[0], &square, &product);
-            along[t] = (REAL)product;
-        }
+        for (ptrdiff_t t = 0; t < positions; t++)
+            along[t] = NAME(dot)(factors[0] + t * steps[0], (const REAL *)of->right, sizes[0]);
         NAME(weighted)(factors[1], steps[1], positions, sizes[1], along, along + padded, (REAL *)of->sums, sample);
         double square = 0, product = 0;
         NAME(read)(along + padded, (const REAL *)of->left, sizes[1], &square, &product);

@@ -28,9 +28,8 @@ enum { OUTER, PATCHES, BLOCKS };
 struct products {
     const void *grads, *inputs;
     void *moment, *total; /* [outputs, columns]; NULL where nobody asked */
-    /* Directions for the outputs and for the columns, or, instead of the latter, <columns[i, t], right> as it was computed elsewhere:
-     * [samples, positions]; NULL where nobody asked. */
-    const void *left, *right, *weights;
+    const void *left, *right; /* directions, for the outputs and for the columns; NULL where nobody asked */
+    ptrdiff_t factors; /* whether what lies along them is found in the factors (outer) and not in the tiles */
     void *sums; /* of the grads over positions, [samples, outputs]; NULL where nobody asked */
     ptrdiff_t samples, positions, outputs, columns;
     ptrdiff_t grad_step, position_step, output_step;
@@ -147,11 +146,11 @@ static PyObject *products(PyObject *self, PyObject *args)
 {
     struct products of;
     int vector, doubles, threads;
-    Py_ssize_t grads, inputs, moment, total, left, right, weights, sums, found, scratch, each, length;
+    Py_ssize_t grads, inputs, moment, total, left, right, sums, found, scratch, each, length;
     const char *numbers;
     (void)self;
     if (!PyArg_ParseTuple(args, "iiiy#nnnnnnnnnnn", &vector, &doubles, &threads, &numbers, &length, &grads, &inputs, &moment, &total,
-                          &left, &right, &weights, &sums, &found, &scratch, &each)
+                          &left, &right, &of.factors, &sums, &found, &scratch, &each)
         || !filled(&of.samples, sizeof of - offsetof(struct products, samples), numbers, length))
         return NULL;
     of.grads = ADDRESS(grads);
@@ -160,7 +159,6 @@ static PyObject *products(PyObject *self, PyObject *args)
     of.total = ADDRESS(total);
     of.left = ADDRESS(left);
     of.right = ADDRESS(right);
-    of.weights = ADDRESS(weights);
     of.sums = ADDRESS(sums);
     products_function *const run = products_of[vector == 64][doubles != 0];
     const ptrdiff_t parts = (of.columns + of.part - 1) / of.part, count = (of.outputs + of.band - 1) / of.band * parts;

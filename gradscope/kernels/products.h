@@ -62,6 +62,7 @@ struct NAME(work) {
     REAL *inputs, *grads; /* of a few samples, laid out for tiles */
     REAL *total, *moment; /* [band, panels * WIDTH] */
     REAL *bordered;
+    REAL *weights; /* <columns[i, t], right> of one sample */
     VECTOR *squares, *probes; /* of those samples, one for each lane */
     REAL *right, left[BAND];
 };
@@ -134,11 +135,13 @@ static TARGET void NAME(lay)(
             NAME(packed_rows)(back, of->position_step, of->positions, own->rows, ROWS, grad);
         else
             NAME(packed)(back, of->position_step, of->output_step, of->positions, own->rows, ROWS, grad);
-        if ((of->weights || of->sums) && !own->column) {
-            const REAL *weights = of->weights ? (const REAL *)of->weights + sample * of->positions : NULL;
-            REAL *sums = of->sums ? (REAL *)of->sums + sample * of->outputs + own->row : NULL;
-            const double along = NAME(along_positions)(of, own, back, weights, sums);
-            if (of->weights)
+        for (ptrdiff_t t = 0; of->factors && t < of->positions; t++)
+            own->weights[t] = NAME(dot)(
+                image + own->column + t * of->row_step, (const REAL *)of->right + own->column, own->columns);
+        REAL *sums = of->sums && !own->column ? (REAL *)of->sums + sample * of->outputs + own->row : NULL;
+        if (of->factors || sums) {
+            const double along = NAME(along_positions)(of, own, back, of->factors ? own->weights : NULL, sums);
+            if (of->factors)
                 probes[sample] = along;
         }
     }
@@ -173,7 +176,7 @@ static TARGET void NAME(panel)(
         for (int k = 0; k < ROWS; k++)
             sum += tile[k][0] * tile[k][0] + tile[k][1] * tile[k][1];
         own->squares[i] = sum;
-        if (of->right) {
+        if (of->right && !of->factors) {
             VECTOR lower = {0}, upper = {0};
 #pragma GCC unroll 16
             for (int k = 0; k < ROWS; k++) {
@@ -238,7 +241,8 @@ static TARGET void NAME(piece_of_products)(
     own.total = own.grads + of->chunk * of->positions * of->band;
     own.moment = own.total + size;
     own.right = own.moment + size;
-    own.bordered = own.right + of->panels * WIDTH;
+    own.weights = own.right + of->panels * WIDTH;
+    own.bordered = own.weights + of->positions;
     if (of->kind == BLOCKS)
         memset(own.inputs, 0, of->chunk * of->packed * sizeof(REAL));
     memset(own.bordered, 0, of->border * sizeof(REAL));
@@ -250,7 +254,7 @@ static TARGET void NAME(piece_of_products)(
     memset(probes, 0, of->samples * sizeof(double));
     if (of->left)
         memcpy(own.left, (const REAL *)of->left + row, own.rows * sizeof(REAL));
-    if (of->right)
+    if (of->right && !of->factors)
         NAME(direction)(of, &own);
     for (ptrdiff_t start = 0; start < of->samples; start += of->chunk) {
         const ptrdiff_t many = of->samples - start < of->chunk ? of->samples - start : of->chunk;
@@ -261,7 +265,7 @@ static TARGET void NAME(piece_of_products)(
                 NAME(panel)(of, &own, r, panel, many);
             for (ptrdiff_t i = 0; i < many; i++) {
                 squares[start + i] += NAME(sum)(own.squares[i]);
-                if (of->right)
+                if (of->right && !of->factors)
                     probes[start + i] += NAME(sum)(own.probes[i]);
             }
         }

@@ -75,7 +75,7 @@ class Products:
 
     def run(
         self, scratch: Tensor, *, total: Tensor | None = None, moment: Tensor | None = None,
-        directions: tuple[Tensor, Tensor] | None = None, weights: Tensor | None = None, sums: Tensor | None = None,
+        directions: tuple[Tensor, Tensor] | None = None, factors: bool = False, sums: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """``‖hᵢ‖²`` and, with directions, ``leftᵀ hᵢ right``, float64 ``[n]`` each; and what memory is given for.
 
@@ -84,8 +84,7 @@ class Products:
             total: for ``Σᵢ hᵢ``: as many elements as a gradient has, contiguous, with anything in it.
             moment: for ``Σᵢ hᵢ²`` elementwise, likewise.
             directions: left ``[p]`` and right, of as many elements as a row of the gradient has; contiguous.
-            weights: ``⟨inputs[i, t], right⟩``, ``[n, T]``, contiguous: the projections then come from it and from ``grads``, and
-                share nothing with the sums.
+            factors: whether the projections come from the factors, without a walk: they then share nothing with the sums.
             sums: for ``Σₜ grads[i, t]``, ``[n, p]``, contiguous.
         """
         plan, inputs, grads = self._plan, self._inputs, self._grads
@@ -93,9 +92,9 @@ class Products:
         left, right = (0, 0) if directions is None else (directions[0].data_ptr(), directions[1].data_ptr())
         loaded.compiled().products(
             self._vector, inputs.dtype == torch.float64, plan.threads, plan.numbers, grads.data_ptr(), inputs.data_ptr(),
-            0 if moment is None else moment.data_ptr(), 0 if total is None else total.data_ptr(), left,
-            right if weights is None else 0, 0 if weights is None else weights.data_ptr(),
-            0 if sums is None else sums.data_ptr(), found.data_ptr(), scratch.data_ptr(), plan.each * inputs.itemsize,
+            0 if moment is None else moment.data_ptr(), 0 if total is None else total.data_ptr(), left, right,
+            factors and directions is not None, 0 if sums is None else sums.data_ptr(), found.data_ptr(),
+            scratch.data_ptr(), plan.each * inputs.itemsize,
         )  # fmt: skip
         squares, probes = found.unbind()
         # Memory that nobody wrote is not read.
@@ -136,6 +135,6 @@ def _plan(
     numbers = struct.pack(
         "30n", n, positions, p, columns, *steps, *image, kind, band, part, chunk, panels, packed, border
     )
-    each = chunk * (width + packed + positions * band) + (2 * band + 1) * panels * width + border
+    each = chunk * (width + packed + positions * band) + (2 * band + 1) * panels * width + positions + border
     pieces = -(-p // band) * -(-columns // part)
     return _Plan(numbers, pieces, up(each, APART), max(1, min(threads, pieces)))

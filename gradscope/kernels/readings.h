@@ -33,6 +33,20 @@ static inline TARGET __attribute__((always_inline)) void NAME(read)(
     }
 }
 
+/* <row, direction>. */
+static inline TARGET __attribute__((always_inline)) REAL NAME(dot)(const REAL *row, const REAL *direction, ptrdiff_t length)
+{
+    VECTOR sums[2] = {{0}};
+    REAL rest = 0;
+    ptrdiff_t k = 0;
+    for (; k + WIDTH <= length; k += WIDTH)
+        for (int half = 0; half < 2; half++)
+            sums[half] += *(const VECTOR *)(row + k + half * LANES) * *(const VECTOR *)(direction + k + half * LANES);
+    for (; k < length; k++)
+        rest += row[k] * direction[k];
+    return (REAL)NAME(sum)(sums[0] + sums[1]) + rest;
+}
+
 /* Some rows of a matrix: |.|^2 of all of it, and left' matrix right. */
 static TARGET void NAME(piece)(const struct matrix *of, ptrdiff_t first, ptrdiff_t last, double found[2])
 {

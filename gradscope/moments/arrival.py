@@ -82,6 +82,10 @@ def arrivals_of(grads: Sequence[Tensor], probes: Sequence[Probe]) -> list[Arriva
         grads: dense or sparse.
         probes: random directions for each.
     """
+    if serves(*grads) and all(_is_read_at_once(grad, probe) for grad, probe in zip(grads, probes, strict=True)):
+        squares, along = _at_once(grads, probes)
+        pairs = zip(squares.unbind(), along.unsqueeze(1).unbind(), strict=True)
+        return [Arrival(square, one, grads[0].dtype) for square, one in pairs]
     found: dict[int, Arrival] = {}
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, (grad, probe) in enumerate(zip(grads, probes, strict=True)):
@@ -97,6 +101,11 @@ def arrivals_of(grads: Sequence[Tensor], probes: Sequence[Probe]) -> list[Arriva
         for i, square, one in zip(indices, squares.unbind(), along.unsqueeze(1).unbind(), strict=True):
             found[i] = Arrival(square, one, grads[i].dtype)
     return [found[i] for i in range(len(grads))]
+
+
+def _is_read_at_once(grad: Tensor, probe: Probe) -> bool:
+    """Whether the compiled kernel, which serves it, can read it as it lies."""
+    return len(probe.lefts) == 1 and grad.is_contiguous() and grad.numel() > 0
 
 
 def _way(grad: Tensor) -> Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Tensor, Tensor]] | None:

@@ -56,7 +56,7 @@ def assert_close(found, expected, scale=None):
     assert error <= TOLERANCE[found.dtype] if found.dtype in TOLERANCE else False, error
 
 
-def check(kernel, gradients, grads, left, right, weights=None):
+def check(kernel, gradients, grads, left, right, *, factors=False):
     """All that a kernel for products gives, against gradients ``[n, p, columns]``."""
     n, p, columns = gradients.shape
     dtype = left.dtype
@@ -66,7 +66,7 @@ def check(kernel, gradients, grads, left, right, weights=None):
         total=total,
         moment=moment,
         directions=(left, right),
-        weights=weights,
+        factors=factors,
         sums=sums,
     )
     lengths = gradients.square().sum((1, 2))
@@ -89,7 +89,7 @@ def test_products_of_positions(shape, dtype, vector):
     left, right = torch.randn(p, dtype=dtype), torch.randn(d, dtype=dtype)
     gradients = torch.bmm(grads.double().mT, inputs.double())
     check(Products(inputs, grads, vector=vector), gradients, grads.sum(1), left, right)
-    check(Products(inputs, grads, vector=vector), gradients, grads.sum(1), left, right, weights=inputs @ right)
+    check(Products(inputs, grads, vector=vector), gradients, grads.sum(1), left, right, factors=True)
 
 
 @pytest.mark.usefixtures("_threads")
