@@ -379,3 +379,22 @@ def test_a_follower_starts_over_when_the_file_does(path):
     write(path, [1, 2])
     assert follower.poll() == 2
     assert indices(follower.log) == [1, 2]
+
+
+@pytest.mark.parametrize("torn", ["header", "window"])
+def test_a_line_that_a_file_left_torn_is_not_put_before_its_successors(path, torn):
+    write(path, range(1, 9))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:7] if torn == "header" else whole[:-40])
+    follower = RunLogFollower(path)
+    if torn == "header":
+        with pytest.raises(InvalidRunLogError):
+            follower.poll()
+    else:
+        follower.poll()
+    again = path.with_name("again")
+    write(again, [1, 2])
+    again.rename(path)
+    assert follower.poll() == 2
+    assert indices(follower.log) == [1, 2]
+    assert follower.log.problems == ()

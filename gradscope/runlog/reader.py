@@ -90,7 +90,9 @@ class RunLogFollower:
         Raises:
             InvalidRunLogError: there is no such file, or it is no run log.
         """
-        self._rest += self._unread()
+        # First read: a file that begins again leaves nothing of the old one's rest.
+        found = self._unread()
+        self._rest += found
         if self._parameters is None and not HEADER.match(self._rest):
             raise InvalidRunLogError(not_a_log(self._path, self._rest))
         *lines, self._rest = self._rest.split(b"\n")
