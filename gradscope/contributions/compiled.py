@@ -1,19 +1,17 @@
-"""What the compiled kernels do for outer products and convolutions, where they can be used."""
+"""What the compiled kernels do for outer products, where they can be used."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
 from gradscope.contributions.costs import rates
-from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import CANCELLED
 from gradscope.contributions.outer_bias import OuterBias
 from gradscope.contributions.workspace import Workspace
-from gradscope.kernels import Gram, Products, Walk, serves, width_of
+from gradscope.kernels import Gram, Products, ShiftedGram, serves, width_of
 
 #: As coverage shows them.
 GRAM_KERNEL, PRODUCT_KERNEL = "Gram kernel", "product kernel"
@@ -71,17 +69,23 @@ def costs(inputs: Tensor, grads: Tensor, workspace: Workspace, *, moments: bool)
     (n, _, positions, d), p, rate = inputs.shape, grads.shape[3], rates(inputs)
     width = width_of(inputs.dtype)
     found = {}
-    if _fits(_products(inputs, grads, turned=not moments)[0], inputs, workspace):
+    if fits(_products(inputs, grads, turned=not moments)[0], inputs, workspace):
         each = (1.1 * positions + ENDED) * -(-d // width) * width * p
         found[PRODUCT_KERNEL] = n * each * MULTIPLY + 2 * rate.call
-    if not moments and _fits(Gram(inputs[:, 0], grads[:, 0]), inputs, workspace):
+    if not moments and fits(Gram(inputs[:, 0], grads[:, 0]), inputs, workspace):
         padded = -(-positions // width) * width
         each = (padded + width) / 2 * padded * (d + p) + LAID * padded * (d + p)
         found[GRAM_KERNEL] = n * each * MULTIPLY + 2 * rate.call
     return found
 
 
-def _fits(kernel: Products | Gram, like: Tensor, workspace: Workspace) -> bool:
+def builds(inputs: Tensor, grads: Tensor, workspace: Workspace) -> bool:
+    """Whether the kernel can build these outer products' gradients as they lie, ``[p, d]``."""
+    return kernels_for(inputs, grads) and fits(_products(inputs, grads, turned=False)[0], inputs, workspace)
+
+
+def fits(kernel: Products | Gram | ShiftedGram, like: Tensor, workspace: Workspace) -> bool:
+    """Whether a kernel's scratch memory is within the budget, and of a size that caches hold."""
     return kernel.scratch <= MOST and workspace.allows(kernel.scratch, like)
 
 
@@ -113,13 +117,14 @@ def outer_sums(
     kernel, turned = _products(inputs, grads, turned=not (summed or moments))
     if turned:
         directions, bias = None if directions is None else directions[::-1], None
-    return _sums(kernel, shape, inputs, workspace, summed, moments, directions, bias, factors=summed)
+    return sums_of(kernel, shape, inputs, workspace, summed, moments, directions, bias, factors=summed)
 
 
-def _sums(
+def sums_of(
     kernel: Products, shape: torch.Size, like: Tensor, workspace: Workspace, summed: bool, moments: bool,
     directions: Directions | None = None, bias: OuterBias | None = None, *, factors: bool = False,
 ) -> Sums:  # fmt: skip
+    """What a kernel gives; arguments as for ``outer_sums``, and whether projections come from the factors."""
     total = like.new_empty(shape) if summed else None
     second = workspace.lend(shape, like) if moments else None
     values = None if bias is None else bias.memory()
@@ -130,6 +135,24 @@ def _sums(
     if bias is not None and values is not None:
         bias.found(values)
     return Sums(squares, total, second, None if probes is None else probes.unsqueeze(1))
+
+
+def looked(inputs: Tensor, grads: Tensor, directions: Directions, bias: OuterBias | None) -> Tensor | None:
+    """``leftᵀ hᵢ right``, float64 ``[n, 1]``, from one look at each factor; None where the kernel cannot.
+
+    Args:
+        inputs: ``[n, 1, T, d]``.
+        grads: ``[n, 1, T, p]``.
+        directions: left and right.
+        bias: whose values are found on the way, or None.
+    """
+    if not kernels_for(inputs, grads):
+        return None
+    values = None if bias is None else bias.memory()
+    found = Gram(inputs[:, 0], grads[:, 0]).look(directions, values)
+    if bias is not None and values is not None:
+        bias.found(values)
+    return found.unsqueeze(1)
 
 
 def gram_sums(
@@ -157,60 +180,3 @@ def gram_sums(
         again, _ = _products(inputs[index], grads[index], turned=True)
         squares[index] = again.run(inputs.new_empty(again.scratch))[0]
     return Sums(squares, probes=None if probes is None else probes.unsqueeze(1))
-
-
-def walk_of(geometry: Geometry) -> Walk | None:
-    """The same walk in two dimensions; None where there are more, or groups."""
-    if geometry.groups > 1 or len(geometry.kernel) > 2:
-        return None
-    if len(geometry.kernel) == 2:
-        return Walk(geometry.kernel, geometry.stride, geometry.dilation, geometry.zeros)  # type: ignore[arg-type]
-    return Walk((1, *geometry.kernel), (1, *geometry.stride), (1, *geometry.dilation), (0, *geometry.zeros))  # type: ignore[arg-type]
-
-
-def convolution_kernel(inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace) -> Products | None:
-    """The kernel for a convolution's gradients; None where it cannot be used.
-
-    Args:
-        inputs: ``[n, channels, *spatial]``, with the geometry's padding still to come.
-        grads: gradient of the output ``[n, channels_out, *positions]``.
-        geometry: how the kernel walks.
-        workspace: its budget decides.
-    """
-    walk = walk_of(geometry) if serves(inputs, grads) else None
-    if walk is None:
-        return None
-    first, second = (factor if factor.dim() == 4 else factor.unsqueeze(2) for factor in (inputs, grads))
-    if walk.kernel == (1, 1) and walk.padding == (0, 0):
-        # Pixels that no position reads are left out.
-        first, walk = first[:, :, :: walk.stride[0], :: walk.stride[1]], walk._replace(stride=(1, 1))
-    kernel = Products(first, second, walk)
-    return kernel if _fits(kernel, inputs, workspace) else None
-
-
-def convolution_costs(inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace) -> dict[str, float]:
-    """Nanoseconds of the kernel for a convolution's gradients, if it can be used; the input may hold its padding or not."""
-    if convolution_kernel(inputs, grads, geometry, workspace) is None:
-        return {}
-    n, channels, width = inputs.shape[0], inputs.shape[1], width_of(inputs.dtype)
-    positions, out, area = prod(grads.shape[2:]), grads.shape[1], prod(geometry.kernel)
-    padded = -(-channels // width) * width * area if 3 * channels >= 2 * width else -(-channels * area // width) * width
-    return {PRODUCT_KERNEL: n * (1.1 * positions + ENDED) * padded * out * MULTIPLY + 2 * rates(inputs).call}
-
-
-def convolution_sums(
-    kernel: Products, like: Tensor, shape: torch.Size, workspace: Workspace, *, summed: bool = False, moments: bool = False,
-    directions: Directions | None = None,
-) -> Sums:  # fmt: skip
-    """Each sample's gradient of a convolution's weight, built once.
-
-    Args:
-        kernel: what builds them.
-        like: a tensor of their dtype.
-        shape: the parameter's.
-        workspace: scratch memory, and that of the second moment.
-        summed: whether the gradients' sum is wanted.
-        moments: whether the elementwise second moment is wanted.
-        directions: along which the gradients are looked at, or None.
-    """
-    return _sums(kernel, shape, like, workspace, summed, moments, directions)

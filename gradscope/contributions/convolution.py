@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradscope.contributions.compiled import PRODUCT_KERNEL, convolution_kernel, convolution_sums
+from gradscope.contributions.compiled import PRODUCT_KERNEL
+from gradscope.contributions.compiled_convolution import (
+    SHIFTED_KERNEL,
+    convolution_kernel,
+    convolution_sums,
+    shifted_kernel,
+    shifted_squares,
+)
 from gradscope.contributions.contribution import Contribution, Probe
 from gradscope.contributions.convolution_costs import NATIVE, PATCHES, SHIFTED_GRAM, WINOGRAD, costs
 from gradscope.contributions.dense import widen
@@ -100,6 +107,8 @@ class Convolution(Contribution):
             return replace(found, probes=self.probe(probe))
         if algorithm == PRODUCT_KERNEL:
             return self._by_kernel(workspace, probe, moments=moments)
+        if algorithm == SHIFTED_KERNEL:
+            return self._by_shifted_kernel(workspace, probe)
         if algorithm != NATIVE and any(self.geometry.padding):
             return self.padded()._by(algorithm, workspace, probe, moments=moments)
         if algorithm == SHIFTED_GRAM:
@@ -127,6 +136,18 @@ class Convolution(Contribution):
         sums = convolution_sums(kernel, self.inputs, self.shape, workspace, moments=moments, directions=along)
         found = Figures(sums.squares, sums.probes, sums.second_moment, PRODUCT_KERNEL)
         return found if probe is None or along is not None else replace(found, probes=self.probe(probe))
+
+    def _by_shifted_kernel(self, workspace: Workspace, probe: Probe | None) -> Figures:
+        kernel = shifted_kernel(self.inputs, self.grads, self.geometry, workspace)
+        if kernel is None:
+            raise ValueError("the kernel cannot read what was left to it")
+        # Before the kernel, which finds the factors in cache.
+        along = None if probe is None else self.probe(probe)
+        squares, lost = shifted_squares(kernel, self.inputs, workspace)
+        if bool(lost.any()):
+            index = lost.nonzero()[:, 0]
+            squares[index] = self.select(index)._by(PATCHES, workspace, None, moments=False).squares
+        return Figures(squares, along, None, SHIFTED_KERNEL)
 
     def _by_gram(self, workspace: Workspace, probe: Probe | None) -> Figures:
         squares, lost, probes = by_shifted_gram(self.inputs, self.grads, self.geometry, probe, workspace)

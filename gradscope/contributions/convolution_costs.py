@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor
 
-from gradscope.contributions import compiled
+from gradscope.contributions import compiled_convolution
 from gradscope.contributions.costs import rates
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import share, strips
@@ -43,12 +43,12 @@ def costs(
     reduced = passes * rate.reduce * patch * out
     unfolded = positions * patch
     chunks = -(-n // workspace.room(groups * unfolded, inputs, 2))
-    found = compiled.convolution_costs(inputs, grads, geometry, workspace)
+    found = compiled_convolution.costs(inputs, grads, geometry, workspace, moments=moments)
     found |= {PATCHES: n * groups * (work * rate.multiply + unfolded * rate.unfold + reduced) + 8 * rate.call * chunks}
     if not inputs.is_complex():
         calls = 1 if channels == out == 1 else n
         found[NATIVE] = n * groups * (work * rate.native_multiply + reduced) + calls * rate.native
-    if not moments:
+    if not moments and compiled_convolution.SHIFTED_KERNEL not in found:
         grid = grid_of(tuple(inputs.shape[2:]), geometry)
         flat, pixels = taken(grid, tuple(grads.shape[2:])), prod(grid)
         phases = min(offsets, prod(geometry.stride))

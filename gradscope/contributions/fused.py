@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradscope.contributions import compiled
-from gradscope.contributions.compiled import PRODUCT_KERNEL, convolution_kernel, convolution_sums, outer_sums
+from gradscope.contributions.compiled import builds, outer_sums
+from gradscope.contributions.compiled_convolution import convolution_kernel, convolution_sums
 from gradscope.contributions.contribution import Probe
 from gradscope.contributions.convolution import Convolution
 from gradscope.contributions.figures import Figures
@@ -42,9 +42,7 @@ class FusedOuter(Outer):
         self, probe: Probe | None = None, *, moments: bool = False, workspace: Workspace | None = None
     ) -> Figures:
         workspace = workspace or Workspace()
-        if (probe is None or probe.single) and PRODUCT_KERNEL in compiled.costs(
-            self.inputs, self.grads, workspace, moments=True
-        ):
+        if (probe is None or probe.single) and builds(self.inputs, self.grads, workspace):
             built = outer_sums(
                 self.inputs, self.grads, self.shape, workspace, summed=True, moments=moments,
                 directions=None if probe is None else probe.single, bias=self.bias,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradscope.contributions.compiled import GRAM_KERNEL, PRODUCT_KERNEL, gram_sums, outer_sums
+from gradscope.contributions.compiled import GRAM_KERNEL, PRODUCT_KERNEL, gram_sums, looked, outer_sums
 from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
@@ -130,6 +130,11 @@ class Outer(Contribution):
 
     def _probe_by_sums(self, probe: Probe) -> Tensor:
         """``(Σₜ (gₜ·u) aₜ)·v`` or ``u·(Σₜ (aₜ·v) gₜ)``: sums along positions read twice as fast as products with a direction."""
+        found = None
+        if probe.single is not None:
+            found = looked(self.inputs, self.grads, probe.single, self.bias)
+        if found is not None:
+            return found
         inputs, grads = self.inputs[:, 0], self.grads[:, 0]
         if inputs.shape[2] > grads.shape[2]:
             return along(sums_along(inputs, project(grads.flatten(0, 1), probe.left)), probe.right)

@@ -10,8 +10,9 @@ from gradscope.kernels.loaded import ABSENT, INSTRUCTIONS, VARIABLE, serves, wid
 from gradscope.kernels.normalized import normalized_sums
 from gradscope.kernels.products import Products, Walk
 from gradscope.kernels.readings import readings, rows_read
+from gradscope.kernels.shifted import ShiftedGram
 
 __all__ = [
-    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "Walk", "normalized_sums", "readings", "rows_read", "serves",
-    "width_of",
+    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "normalized_sums", "readings", "rows_read",
+    "serves", "width_of",
 ]  # fmt: skip

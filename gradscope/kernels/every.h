@@ -8,6 +8,7 @@
 #include "readings.h"
 #include "products.h"
 #include "gram.h"
+#include "shifted.h"
 #include "normalized.h"
 
 #undef VECTOR

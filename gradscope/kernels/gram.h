@@ -45,7 +45,7 @@ static TARGET void NAME(gram)(const struct gram *of, ptrdiff_t sample, void *scr
     REAL *turned[2] = {(REAL *)scratch, (REAL *)scratch + padded * of->first_size};
     if (of->left) {
         /* What the factors are turned from is read for the probe as well, and for the sums over positions. */
-        REAL *along = turned[1] + padded * of->second_size;
+        REAL *along = of->squares ? turned[1] + padded * of->second_size : (REAL *)scratch;
         for (ptrdiff_t t = 0; t < positions; t++)
             along[t] = NAME(dot)(factors[0] + t * steps[0], (const REAL *)of->right, sizes[0]);
         NAME(weighted)(factors[1], steps[1], positions, sizes[1], along, along + padded, (REAL *)of->sums, sample);
@@ -53,6 +53,8 @@ static TARGET void NAME(gram)(const struct gram *of, ptrdiff_t sample, void *scr
         NAME(read)(along + padded, (const REAL *)of->left, sizes[1], &square, &product);
         of->probes[sample] = product;
     }
+    if (!of->squares)
+        return;
     for (int which = 0; which < 2; which++)
         for (ptrdiff_t t = 0; t < padded; t += WIDTH)
             NAME(turned)(

@@ -51,16 +51,34 @@ class Gram:
         Returns:
             float64 ``[n]`` each.
         """
+        squares, uncancelled, probes = self._run(scratch, self._each, directions, sums, squared=True)
+        return squares, uncancelled, None if directions is None else probes
+
+    def look(self, directions: tuple[Tensor, Tensor], sums: Tensor | None = None) -> Tensor:
+        """``Σₜ ⟨aₜ, right⟩⟨bₜ, left⟩`` alone, float64 ``[n]``; arguments as for ``run``."""
+        first, second = self._factors
+        each = up(first.shape[1] + second.shape[2] + tile(first.dtype, self._vector)[0], APART)
+        scratch = first.new_empty(self._threads * each)
+        return self._run(scratch, each, directions, sums, squared=False)[2]
+
+    def _run(
+        self,
+        scratch: Tensor,
+        each: int,
+        directions: tuple[Tensor, Tensor] | None,
+        sums: Tensor | None,
+        *,
+        squared: bool,
+    ) -> tuple[Tensor, ...]:
         first, second = self._factors
         left, right = (0, 0) if directions is None else (directions[0].data_ptr(), directions[1].data_ptr())
         found = torch.empty(3, first.shape[0], dtype=torch.float64)
         loaded.compiled().gram(
-            self._vector, first.dtype == torch.float64, self._threads, self._numbers, first.data_ptr(), second.data_ptr(),
-            left, right, 0 if sums is None else sums.data_ptr(), found.data_ptr(), scratch.data_ptr(),
-            self._each * first.itemsize,
+            self._vector, first.dtype == torch.float64, self._threads, squared, self._numbers, first.data_ptr(),
+            second.data_ptr(), left, right, 0 if sums is None else sums.data_ptr(), found.data_ptr(), scratch.data_ptr(),
+            each * first.itemsize,
         )  # fmt: skip
-        squares, uncancelled, probes = found.unbind()
-        return squares, uncancelled, None if directions is None else probes
+        return found.unbind()
 
 
 @lru_cache(maxsize=4096)

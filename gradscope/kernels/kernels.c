@@ -44,8 +44,18 @@ struct gram {
     const void *first, *second;
     const void *left, *right; /* directions, for the second factor and for the first; NULL where nobody asked */
     void *sums; /* of the second factor over positions, [samples, second_size]; NULL where nobody asked */
-    double *squares, *uncancelled, *probes;
+    double *squares, *uncancelled, *probes; /* the first NULL where nobody asked */
     ptrdiff_t samples, positions, first_size, second_size, first_step, second_step, first_position, second_position;
+};
+
+/* Of a convolution; grid_rows and grid_columns are the pixels of one phase, of which there are row_stride * column_stride. */
+struct shifted {
+    const void *inputs, *grads;
+    double *squares, *uncancelled;
+    ptrdiff_t samples, channels, height, width, outputs, lines, length;
+    ptrdiff_t input_step, channel_step, row_step, grad_step, output_step, line_step;
+    ptrdiff_t kernel_rows, kernel_columns, row_stride, column_stride, row_dilation, column_dilation, row_padding, column_padding;
+    ptrdiff_t grid_rows, grid_columns;
 };
 
 struct normalized {
@@ -101,6 +111,7 @@ typedef void gram_function(const struct gram *, ptrdiff_t, void *);
 typedef void piece_function(const struct matrix *, ptrdiff_t, ptrdiff_t, double[2]);
 typedef void rows_function(const struct rows *, ptrdiff_t, ptrdiff_t);
 
+typedef void shifted_function(const struct shifted *, ptrdiff_t, void *);
 typedef void normalized_function(const struct normalized *, ptrdiff_t);
 
 /* By bytes of a vector (32 or 64) and whether numbers are doubles. */
@@ -116,6 +127,8 @@ static gram_function *const grams[2][2] = {
 
 static piece_function *const pieces[2][2] = {{piece_float_256, piece_double_256}, {piece_float_512, piece_double_512}};
 static rows_function *const rows_of[2][2] = {{rows_float_256, rows_double_256}, {rows_float_512, rows_double_512}};
+static shifted_function *const shifted_of[2][2] = {
+    {shifted_float_256, shifted_double_256}, {shifted_float_512, shifted_double_512}};
 static normalized_function *const normalizations[2][2] = {
     {normalized_float_256, normalized_double_256}, {normalized_float_512, normalized_double_512}};
 
@@ -172,15 +185,15 @@ static PyObject *products(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* found: squares, the same without cancellation, and probes, [3, samples]. */
+/* found: squares, the same without cancellation, and probes, [3, samples]; the last alone where `squared` is 0. */
 static PyObject *gram(PyObject *self, PyObject *args)
 {
     struct gram of;
-    int vector, doubles, threads;
+    int vector, doubles, threads, squared;
     Py_ssize_t first, second, left, right, sums, found, scratch, each, length;
     const char *numbers;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy#nnnnnnnn", &vector, &doubles, &threads, &numbers, &length, &first, &second, &left, &right,
+    if (!PyArg_ParseTuple(args, "iiiiy#nnnnnnnn", &vector, &doubles, &threads, &squared, &numbers, &length, &first, &second, &left, &right,
                           &sums, &found, &scratch, &each)
         || !filled(&of.samples, sizeof of - offsetof(struct gram, samples), numbers, length))
         return NULL;
@@ -189,10 +202,35 @@ static PyObject *gram(PyObject *self, PyObject *args)
     of.left = ADDRESS(left);
     of.right = ADDRESS(right);
     of.sums = ADDRESS(sums);
-    of.squares = ADDRESS(found);
-    of.uncancelled = of.squares + of.samples;
+    of.squares = squared ? ADDRESS(found) : NULL;
+    of.uncancelled = (double *)ADDRESS(found) + of.samples;
     of.probes = of.uncancelled + of.samples;
     gram_function *const run = grams[vector == 64][doubles != 0];
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (ptrdiff_t sample = 0; sample < of.samples; sample++)
+        run(&of, sample, (char *)ADDRESS(scratch) + thread() * each);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* found: squares, and the same without cancellation, [2, samples]. */
+static PyObject *shifted(PyObject *self, PyObject *args)
+{
+    struct shifted of;
+    int vector, doubles, threads;
+    Py_ssize_t inputs, grads, found, scratch, each, length;
+    const char *numbers;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiiy#nnnnn", &vector, &doubles, &threads, &numbers, &length, &inputs, &grads, &found, &scratch,
+                          &each)
+        || !filled(&of.samples, sizeof of - offsetof(struct shifted, samples), numbers, length))
+        return NULL;
+    of.inputs = ADDRESS(inputs);
+    of.grads = ADDRESS(grads);
+    of.squares = ADDRESS(found);
+    of.uncancelled = of.squares + of.samples;
+    shifted_function *const run = shifted_of[vector == 64][doubles != 0];
     Py_BEGIN_ALLOW_THREADS
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (ptrdiff_t sample = 0; sample < of.samples; sample++)
@@ -312,6 +350,7 @@ static PyObject *widest(PyObject *self, PyObject *none)
 static PyMethodDef methods[] = {
     {"products", products, METH_VARARGS, "Squared norms, sums and sums of squares of per-sample products."},
     {"gram", gram, METH_VARARGS, "Squared norms of sums of outer products, from Gram matrices."},
+    {"shifted", shifted, METH_VARARGS, "Squared norms of convolutions' gradients, from Gram matrices of pixels."},
     {"normalized", normalized, METH_VARARGS, "What samples add to scale and shift of a normalisation over the last dimension."},
     {"readings", readings, METH_VARARGS, "Squared norms and projections of matrices."},
     {"rows", rows, METH_VARARGS, "Lengths and projections of the rows of two matrices."},

@@ -25,7 +25,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 
 OUTER, CONVOLUTION = ("Gram", "products"), ("shifted Gram", "patches", "native", "Winograd")
 #: Of these each is tried where it can be used; without kernels their names stand for what the cost model chooses.
-KERNELS = ("Gram kernel", "product kernel")
+KERNELS = ("Gram kernel", "product kernel", "shifted Gram kernel")
 ALGORITHMS = (*OUTER, *CONVOLUTION, *KERNELS)
 
 NAMES = (
@@ -86,7 +86,8 @@ def test_the_zoo_makes_use_of_every_algorithm(compiled):
     }
     assert used >= {f"linear ({name})" for name in OUTER} | {f"convolution ({name})" for name in CONVOLUTION}
     if compiled:
-        assert used >= {"linear (Gram kernel)", "linear (product kernel)", "convolution (product kernel)"}
+        assert used >= {"linear (Gram kernel)", "linear (product kernel)"}
+        assert used >= {"convolution (product kernel)", "convolution (shifted Gram kernel)"}
 
 
 @pytest.mark.parametrize("moments", [False, True], ids=["norms", "moments"])
@@ -207,8 +208,8 @@ def test_sequences_shorter_than_layers_are_wide_go_by_gram(contribution, expecte
 
 
 def test_small_maps_of_many_channels_go_by_gram_and_large_ones_by_patches(compiled):
-    large = "product kernel" if compiled else "patches"
-    for size, channels, expected in ((6, 512, "shifted Gram"), (34, 8, large), (34, 64, large)):
+    small, large = ("shifted Gram kernel", "product kernel") if compiled else ("shifted Gram", "patches")
+    for size, channels, expected in ((6, 512, small), (34, 8, large), (34, 64, large)):
         assert image(size, channels, channels, n=2).figures(workspace=Workspace()).algorithm == expected
 
 

@@ -8,7 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gradscope.kernels import ABSENT, Gram, Products, Walk, loaded, normalized_sums, readings, rows_read, serves
+from gradscope.kernels import (
+    ABSENT,
+    Gram,
+    Products,
+    ShiftedGram,
+    Walk,
+    loaded,
+    normalized_sums,
+    readings,
+    rows_read,
+    serves,
+)
 
 pytestmark = pytest.mark.skipif(bool(ABSENT), reason=ABSENT)
 
@@ -108,6 +119,9 @@ def test_gram_sums(shape, dtype, vector):
     along = torch.einsum("p,npd,d->n", left.double(), gradients, right.double())
     assert_close(probes.to(dtype), along, lengths.sqrt() * left.double().norm() * right.double().norm())
     assert_close(sums, grads.double().sum(1), grads.double().abs().sum(1).max())
+    again = anything((n, p), dtype)
+    assert torch.equal(kernel.look((left, right), again), probes)
+    assert torch.equal(again, sums)
     alone, _, nothing = kernel.run(anything(kernel.scratch, dtype))
     assert torch.equal(alone, squares)
     assert nothing is None
@@ -127,24 +141,46 @@ WALKS = {
 }
 
 
-@pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("layout", ["channels first", "channels last"])
-@pytest.mark.parametrize("name", WALKS)
-def test_products_of_patches(name, layout, dtype, vector):
-    size, p, walk = WALKS[name]
+def patches_of(size, p, walk, layout, dtype):
+    """An image, gradients of a convolution's output, and each sample's gradient of the weight ``[n, p, columns]``."""
     n, channels = size[:2]
     memory = torch.contiguous_format if layout == "channels first" else torch.channels_last
     image = torch.randn(size, dtype=dtype).contiguous(memory_format=memory)
     weight = torch.randn(p, channels, *walk.kernel, dtype=dtype)
     how = {"stride": walk.stride, "padding": walk.padding, "dilation": walk.dilation}
     grads = torch.randn_like(F.conv2d(image, weight, **how)).contiguous(memory_format=memory)
-    one = [
+    each = [
         torch.nn.grad.conv2d_weight(x[None].double(), weight.shape, g[None].double(), **how)
         for x, g in zip(image, grads, strict=True)
     ]
-    left, right = torch.randn(p, dtype=dtype), torch.randn(weight[0].numel(), dtype=dtype)
+    return image, grads, torch.stack(each).reshape(n, p, -1)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("layout", ["channels first", "channels last"])
+@pytest.mark.parametrize("name", WALKS)
+def test_products_of_patches(name, layout, dtype, vector):
+    size, p, walk = WALKS[name]
+    image, grads, gradients = patches_of(size, p, walk, layout, dtype)
+    left, right = torch.randn(p, dtype=dtype), torch.randn(gradients.shape[2], dtype=dtype)
     kernel = Products(image, grads, walk, vector)
-    check(kernel, torch.stack(one).reshape(n, p, -1), grads.sum((2, 3)), left, right)
+    check(kernel, gradients, grads.sum((2, 3)), left, right)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("layout", ["channels first", "channels last"])
+@pytest.mark.parametrize("name", WALKS)
+def test_gram_sums_of_shifted_pixels(name, layout, dtype, vector):
+    size, p, walk = WALKS[name]
+    image, grads, gradients = patches_of(size, p, walk, layout, dtype)
+    kernel = ShiftedGram(image, grads, walk, vector)
+    squares, uncancelled = kernel.run(anything(kernel.scratch, dtype))
+    lengths = gradients.square().sum((1, 2))
+    assert_close(squares.to(dtype), lengths, lengths)
+    ones = {"stride": walk.stride, "padding": walk.padding, "dilation": walk.dilation}
+    across = F.conv2d(image.double().square().sum(1, keepdim=True), torch.ones(1, 1, *walk.kernel).double(), **ones)
+    expected = (across[:, 0] * grads.double().square().sum(1)).sqrt().sum((1, 2)).square()
+    assert_close(uncancelled.to(dtype), expected, expected)
 
 
 def test_factors_that_lie_apart(dtype, vector):

@@ -1,0 +1,125 @@
+"""What the compiled kernels do for convolutions of one or two dimensions, where they can be used."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from gradscope.contributions.compiled import ENDED, LAID, MULTIPLY, PRODUCT_KERNEL, Directions, Sums, fits, sums_of
+from gradscope.contributions.costs import rates
+from gradscope.contributions.geometry import Geometry
+from gradscope.contributions.gram import CANCELLED
+from gradscope.contributions.workspace import Workspace
+from gradscope.kernels import Products, ShiftedGram, Walk, serves, width_of
+from gradscope.kernels.loaded import up
+from gradscope.kernels.shifted import sizes
+
+#: As coverage shows it.
+SHIFTED_KERNEL = "shifted Gram kernel"
+
+#: Adding an element of a shifted block, in multiply-adds.
+SHIFTED = 1.5
+
+
+def walk_of(geometry: Geometry) -> Walk | None:
+    """The same walk in two dimensions; None where there are more, or groups."""
+    if geometry.groups > 1 or len(geometry.kernel) > 2:
+        return None
+    if len(geometry.kernel) == 2:
+        return Walk(geometry.kernel, geometry.stride, geometry.dilation, geometry.zeros)  # type: ignore[arg-type]
+    return Walk((1, *geometry.kernel), (1, *geometry.stride), (1, *geometry.dilation), (0, *geometry.zeros))  # type: ignore[arg-type]
+
+
+def convolution_kernel(inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace) -> Products | None:
+    """The kernel for a convolution's gradients; None where it cannot be used.
+
+    Args:
+        inputs: ``[n, channels, *spatial]``, with the geometry's padding still to come.
+        grads: gradient of the output ``[n, channels_out, *positions]``.
+        geometry: how the kernel walks.
+        workspace: its budget decides.
+    """
+    walk = walk_of(geometry) if serves(inputs, grads) else None
+    if walk is None:
+        return None
+    first, second = _images(inputs, grads)
+    if walk.kernel == (1, 1) and walk.padding == (0, 0):
+        # Pixels that no position reads are left out.
+        first, walk = first[:, :, :: walk.stride[0], :: walk.stride[1]], walk._replace(stride=(1, 1))
+    kernel = Products(first, second, walk)
+    return kernel if fits(kernel, inputs, workspace) else None
+
+
+def shifted_kernel(inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace) -> ShiftedGram | None:
+    """The kernel for norms from Gram matrices of pixels; None where it cannot be used. Arguments as before."""
+    walk = walk_of(geometry) if serves(inputs, grads) else None
+    if walk is None:
+        return None
+    kernel = ShiftedGram(*_images(inputs, grads), walk)
+    return kernel if fits(kernel, inputs, workspace) else None
+
+
+def _images(inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+    return (inputs, grads) if inputs.dim() == 4 else (inputs.unsqueeze(2), grads.unsqueeze(2))
+
+
+def costs(
+    inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, *, moments: bool
+) -> dict[str, float]:
+    """Nanoseconds of each kernel that can be used for a convolution; the input may hold its padding or not.
+
+    Args:
+        inputs: ``[n, channels, *spatial]``.
+        grads: gradient of the output ``[n, channels_out, *positions]``.
+        geometry: how the kernel walks.
+        workspace: its budget decides.
+        moments: whether the elementwise second moment is wanted, which needs the gradients themselves.
+    """
+    found: dict[str, float] = {}
+    if not serves(inputs, grads):
+        return found
+    (n, channels), width, call = inputs.shape[:2], width_of(inputs.dtype), 2 * rates(inputs).call
+    positions, out, area = prod(grads.shape[2:]), grads.shape[1], prod(geometry.kernel)
+    if convolution_kernel(inputs, grads, geometry, workspace) is not None:
+        columns = up(channels, width) * area if 3 * channels >= 2 * width else up(channels * area, width)
+        found[PRODUCT_KERNEL] = n * (1.1 * positions + ENDED) * columns * out * MULTIPLY + call
+    walk = walk_of(geometry)
+    if not moments and walk is not None and shifted_kernel(inputs, grads, geometry, workspace) is not None:
+        x, g = _images(inputs, grads)
+        across, padded, phases = sizes(x.shape, g.shape, walk, width)
+        products = phases * across * (across + width) / 2 * channels + padded * (padded + width) / 2 * out
+        laid = LAID * (phases * across * channels + padded * out)
+        found[SHIFTED_KERNEL] = n * (products + laid + SHIFTED * area * padded * padded / 2) * MULTIPLY + call
+    return found
+
+
+def convolution_sums(
+    kernel: Products, like: Tensor, shape: torch.Size, workspace: Workspace, *, summed: bool = False, moments: bool = False,
+    directions: Directions | None = None,
+) -> Sums:  # fmt: skip
+    """Each sample's gradient of a convolution's weight, built once.
+
+    Args:
+        kernel: what builds them.
+        like: a tensor of their dtype.
+        shape: the parameter's.
+        workspace: scratch memory, and that of the second moment.
+        summed: whether the gradients' sum is wanted.
+        moments: whether the elementwise second moment is wanted.
+        directions: along which the gradients are looked at, or None.
+    """
+    return sums_of(kernel, shape, like, workspace, summed, moments, directions)
+
+
+def shifted_squares(kernel: ShiftedGram, like: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """``‖hᵢ‖²`` without any gradient, float64 ``[n]``, and where their digits were lost to cancellation.
+
+    Args:
+        kernel: what adds them up.
+        like: a tensor of the factors' dtype.
+        workspace: scratch memory.
+    """
+    squares, uncancelled = kernel.run(workspace.buffer("kernel", (kernel.scratch,), like))
+    return squares, ~(squares > uncancelled.mul_(CANCELLED[like.dtype]))

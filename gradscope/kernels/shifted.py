@@ -1,0 +1,98 @@
+"""Squared norms of a convolution's per-sample gradients from Gram matrices of its pixels; no patch is gathered."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from gradscope.kernels import loaded
+from gradscope.kernels.gram import APART
+from gradscope.kernels.loaded import tile, up
+from gradscope.kernels.products import Walk
+
+
+class ShiftedGram:
+    """``Σ_{s,t} ⟨bₛ, bₜ⟩⟨patchₛ, patchₜ⟩`` for each sample, where patches meet as pixels do, summed over the kernel's offsets.
+
+    Args:
+        inputs: an image without its padding, ``[n, channels, height, width]``.
+        grads: b, ``[n, p, rows, columns]``.
+        walk: of the kernel.
+        vector: bytes of a vector; by default the widest that this processor has.
+
+    Attributes:
+        scratch: elements of scratch memory that it takes.
+    """
+
+    __slots__ = ("_each", "_factors", "_numbers", "_threads", "_vector", "scratch")
+
+    def __init__(self, inputs: Tensor, grads: Tensor, walk: Walk, vector: int = loaded.VECTOR) -> None:
+        inputs, grads = (factor if factor.stride(3) == 1 else factor.contiguous() for factor in (inputs, grads))
+        self._factors = (inputs, grads)
+        self._vector = vector
+        self._threads = max(1, min(torch.get_num_threads(), inputs.shape[0]))
+        shapes = (inputs.shape, inputs.stride(), grads.shape, grads.stride())
+        self._numbers, self._each = _plan(*shapes, walk, tile(inputs.dtype, vector)[0], inputs.itemsize)
+        self.scratch = self._threads * self._each
+
+    def run(self, scratch: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums, and what they would be if nothing cancelled; float64 ``[n]`` each.
+
+        Args:
+            scratch: memory of the factors' dtype with anything in it.
+        """
+        inputs, grads = self._factors
+        found = torch.empty(2, inputs.shape[0], dtype=torch.float64)
+        loaded.compiled().shifted(
+            self._vector, inputs.dtype == torch.float64, self._threads, self._numbers, inputs.data_ptr(), grads.data_ptr(),
+            found.data_ptr(), scratch.data_ptr(), self._each * inputs.itemsize,
+        )  # fmt: skip
+        return found[0], found[1]
+
+
+def sizes(x: torch.Size, g: torch.Size, walk: Walk, width: int) -> tuple[int, int, int]:
+    """Places of a phase's grid and positions on it, in whole panels; and how many phases the kernel's offsets read."""
+    grid = _grid(x, walk)
+    positions = (g[2] - 1) * grid[1] + g[3]
+    phases = 1
+    for size, spread, step in zip(walk.kernel, walk.dilation, walk.stride, strict=True):
+        phases *= len({offset * spread % step for offset in range(size)})
+    return up(grid[0] * grid[1], width), up(positions, width), phases
+
+
+def _grid(x: torch.Size, walk: Walk) -> tuple[int, int]:
+    rows, columns = (
+        -(-(size + 2 * zeros) // step) for size, zeros, step in zip(x[2:], walk.padding, walk.stride, strict=True)
+    )
+    return rows, columns
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    x: torch.Size,
+    x_steps: tuple[int, ...],
+    g: torch.Size,
+    g_steps: tuple[int, ...],
+    walk: Walk,
+    width: int,
+    itemsize: int,
+) -> tuple[bytes, int]:
+    """What the kernel is told, and the elements of scratch memory that each thread needs."""
+    numbers = struct.pack(
+        "23n",
+        *x,
+        *g[1:],
+        *x_steps[:3],
+        *g_steps[:3],
+        *walk.kernel,
+        *walk.stride,
+        *walk.dilation,
+        *walk.padding,
+        *_grid(x, walk),
+    )
+    across, padded, phases = sizes(x, g, walk, width)
+    addresses = -(-8 * walk.kernel[0] * walk.kernel[1] // itemsize)
+    return numbers, up(padded * g[1] + across * x[1] + addresses + phases * (across + 2) * across, APART)
