@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.kernels import loaded
-from gradscope.kernels.loaded import tile, up
+from gradscope.kernels.loaded import addresses, check, tile, up
 
 #: Elements between what two threads write.
 APART = 64
@@ -71,7 +71,14 @@ class Gram:
         squared: bool,
     ) -> tuple[Tensor, ...]:
         first, second = self._factors
-        left, right = (0, 0) if directions is None else (directions[0].data_ptr(), directions[1].data_ptr())
+        enough = scratch.numel() >= self._threads * each and scratch.dtype is first.dtype
+        check(enough, "Gram sums", scratch.shape, first.shape)
+        left, right = (0, 0) if directions is None else addresses(directions, (second.shape[2], first.shape[2]), first)
+        if sums is not None:
+            fits = (
+                sums.shape == (first.shape[0], second.shape[2]) and sums.is_contiguous() and sums.dtype is first.dtype
+            )
+            check(fits, "Gram sums", sums.shape, second.shape)
         found = torch.empty(3, first.shape[0], dtype=torch.float64)
         loaded.compiled().gram(
             self._vector, first.dtype == torch.float64, self._threads, squared, self._numbers, first.data_ptr(),
@@ -86,5 +93,6 @@ def _plan(
     x: torch.Size, x_steps: tuple[int, ...], y: torch.Size, y_steps: tuple[int, ...], width: int
 ) -> tuple[bytes, int]:
     """What the kernel is told, and the elements of scratch memory that each thread needs."""
+    check(x[:2] == y[:2], "Gram sums", x, y)
     numbers = struct.pack("8n", *x, y[2], x_steps[0], y_steps[0], x_steps[1], y_steps[1])
     return numbers, up(up(x[1], width) * (x[2] + y[2] + 1) + y[2], APART)

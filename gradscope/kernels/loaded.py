@@ -45,13 +45,40 @@ def compiled() -> Any:
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the kernels can read these: dense tensors of one dtype, float32 or float64, on a CPU."""
+    """Whether the kernels can read these: dense tensors of one dtype, float32 or float64, on a CPU; none empty."""
     dtype = tensors[0].dtype
     return VECTOR > 0 and dtype in DTYPES and all(_is_plain(tensor, dtype) for tensor in tensors)
 
 
 def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return type(tensor) is Tensor and tensor.dtype == dtype and tensor.is_cpu and not tensor.is_neg()
+    return (
+        type(tensor) is Tensor
+        and tensor.dtype == dtype
+        and tensor.is_cpu
+        and not tensor.is_neg()
+        and tensor.numel() > 0
+        # What a transform wraps has no memory of its own.
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def check(fits: bool, kernel: str, *shapes: torch.Size) -> None:
+    """Refuse what a kernel would read or write beyond its memory.
+
+    Raises:
+        ValueError: what was given does not fit together.
+    """
+    if not fits:
+        sizes = " and ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"the kernel for {kernel} was given tensors that do not fit together, of shapes {sizes}")
+
+
+def addresses(directions: tuple[Tensor, Tensor], sizes: tuple[int, int], like: Tensor) -> tuple[int, int]:
+    """Where two directions lie, of these sizes and contiguous."""
+    for direction, size in zip(directions, sizes, strict=True):
+        fits = direction.numel() == size and direction.is_contiguous() and direction.dtype == like.dtype
+        check(fits, f"directions of {size} numbers", direction.shape)
+    return directions[0].data_ptr(), directions[1].data_ptr()
 
 
 def tile(dtype: torch.dtype, vector: int) -> tuple[int, int]:

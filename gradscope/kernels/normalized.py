@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradscope.kernels import loaded
+from gradscope.kernels.loaded import check
 
 
 def normalized_sums(
@@ -21,6 +22,8 @@ def normalized_sums(
         vector: bytes of a vector; by default the widest that this processor has.
     """
     n, positions, size = rows.shape
+    fits = rows.shape == grads.shape and rows.dtype is grads.dtype and rows.stride(2) == grads.stride(2) == 1
+    check(fits, "normalisation", rows.shape, grads.shape)
     scale, shift = grads.new_empty(2, n, size).unbind()
     loaded.compiled().normalized(
         vector, rows.dtype is torch.float64, max(1, min(n, torch.get_num_threads())), rows.data_ptr(), grads.data_ptr(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradscope.kernels import loaded
 from gradscope.kernels.gram import APART
-from gradscope.kernels.loaded import tile, up
+from gradscope.kernels.loaded import addresses, check, tile, up
 
 #: Rows and columns of a gradient that a thread works on at once, at most; and elements of samples' factors that its second cache
 #: holds.
@@ -37,10 +37,21 @@ class Walk(NamedTuple):
     dilation: tuple[int, int]
     padding: tuple[int, int]
 
+    def reaches(self, x: torch.Size, g: torch.Size) -> bool:
+        """Whether all that positions ``g`` read lies on the image ``x`` or on its padding."""
+        return all(
+            (count - 1) * step + (size - 1) * spread < pixels + 2 * zeros
+            for count, step, size, spread, pixels, zeros in zip(
+                g[2:], self.stride, self.kernel, self.dilation, x[2:], self.padding, strict=True
+            )
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     numbers: bytes
+    rows: int
+    columns: int
     pieces: int
     each: int
     threads: int
@@ -88,8 +99,18 @@ class Products:
             sums: for ``Σₜ grads[i, t]``, ``[n, p]``, contiguous.
         """
         plan, inputs, grads = self._plan, self._inputs, self._grads
+        enough = scratch.numel() >= self.scratch and scratch.dtype is inputs.dtype
+        check(enough, "products", scratch.shape, inputs.shape)
+        for memory, size in (
+            (total, plan.rows * plan.columns),
+            (moment, plan.rows * plan.columns),
+            (sums, len(grads) * plan.rows),
+        ):
+            if memory is not None:
+                fits = memory.numel() == size and memory.is_contiguous() and memory.dtype == inputs.dtype
+                check(fits, "products", memory.shape, inputs.shape, grads.shape)
+        left, right = (0, 0) if directions is None else addresses(directions, (plan.rows, plan.columns), inputs)
         found = torch.empty(2, plan.pieces, grads.shape[0], dtype=torch.float64)
-        left, right = (0, 0) if directions is None else (directions[0].data_ptr(), directions[1].data_ptr())
         loaded.compiled().products(
             self._vector, inputs.dtype == torch.float64, plan.threads, plan.numbers, grads.data_ptr(), inputs.data_ptr(),
             0 if moment is None else moment.data_ptr(), 0 if total is None else total.data_ptr(), left, right,
@@ -107,6 +128,8 @@ def _plan(
     size: tuple[int, int], threads: int,
 ) -> _Plan:  # fmt: skip
     width, rows = size
+    fits = x[:2] == g[:2] if walk is None else x[0] == g[0] and walk.reaches(x, g)
+    check(fits, "products", x, g)
     if walk is None:
         (n, positions, p), kind, columns = g, OUTER, x[2]
         steps = (*g_steps, *x_steps[:2])
@@ -137,4 +160,4 @@ def _plan(
     )
     each = chunk * (width + packed + positions * band) + (2 * band + 1) * panels * width + positions + border
     pieces = -(-p // band) * -(-columns // part)
-    return _Plan(numbers, pieces, up(each, APART), max(1, min(threads, pieces)))
+    return _Plan(numbers, p, columns, pieces, up(each, APART), max(1, min(threads, pieces)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.kernels import loaded
+from gradscope.kernels.loaded import check
 
 #: Numbers that one thread reads at a time, about.
 PIECE = 1 << 15
@@ -29,6 +30,8 @@ def readings(
     end = 0
     for matrix, left, right in zip(matrices, lefts, rights, strict=True):
         rows, columns = left.shape[0], right.shape[0]
+        fits = matrix.numel() == rows * columns and matrix.dtype is left.dtype is right.dtype
+        check(fits, "readings", matrix.shape, left.shape, right.shape)
         if columns == 1:
             # A vector is one row: the two directions change places.
             rows, columns, left, right = columns, rows, right, left
@@ -56,6 +59,15 @@ def rows_read(
         vector: bytes of a vector; by default the widest that this processor has.
     """
     n, columns = first.shape[0], first.shape[1] + second.shape[1]
+    sizes = second.shape[0] == n and first.shape[1] == along_first.shape[0] and second.shape[1] == along_second.shape[0]
+    check(
+        sizes and first.stride(1) == second.stride(1) == 1,
+        "rows",
+        first.shape,
+        along_first.shape,
+        second.shape,
+        along_second.shape,
+    )
     found = first.new_empty(4, n)
     threads = min(n, torch.get_num_threads()) if n * columns >= 2 * PIECE else 1
     loaded.compiled().rows(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.kernels import loaded
 from gradscope.kernels.gram import APART
-from gradscope.kernels.loaded import tile, up
+from gradscope.kernels.loaded import check, tile, up
 from gradscope.kernels.products import Walk
 
 
@@ -45,6 +45,8 @@ class ShiftedGram:
             scratch: memory of the factors' dtype with anything in it.
         """
         inputs, grads = self._factors
+        enough = scratch.numel() >= self.scratch and scratch.dtype is inputs.dtype
+        check(enough, "shifted Gram sums", scratch.shape, inputs.shape)
         found = torch.empty(2, inputs.shape[0], dtype=torch.float64)
         loaded.compiled().shifted(
             self._vector, inputs.dtype == torch.float64, self._threads, self._numbers, inputs.data_ptr(), grads.data_ptr(),
@@ -81,6 +83,7 @@ def _plan(
     itemsize: int,
 ) -> tuple[bytes, int]:
     """What the kernel is told, and the elements of scratch memory that each thread needs."""
+    check(x[0] == g[0] and walk.reaches(x, g), "shifted Gram sums", x, g)
     numbers = struct.pack(
         "23n",
         *x,

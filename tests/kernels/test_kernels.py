@@ -256,6 +256,35 @@ def test_what_they_cannot_read_is_left_to_torch():
     assert not serves(torch.randn(3, dtype=torch.complex64).conj().imag)
     assert not serves(x.to("meta"))
     assert not serves(x.as_subclass(torch.nn.Parameter))
+    assert not serves(torch.randn(3, 0))
+    seen = []
+    torch.func.vmap(lambda row: (seen.append(serves(row)), row)[1])(x)
+    assert seen == [False]
+
+
+def test_what_does_not_fit_together_is_refused_before_anything_is_read():
+    x, g, image = torch.randn(2, 5, 6), torch.randn(2, 5, 7), torch.randn(2, 3, 8, 8)
+    walk = Walk((3, 3), (1, 1), (1, 1), (0, 0))
+    scratch = torch.empty(1 << 16)
+    for wrong in (
+        lambda: Products(x, g[:, :4]),
+        lambda: Gram(x, g[:1]),
+        lambda: Products(image, torch.randn(2, 4, 7, 6), walk),
+        lambda: ShiftedGram(image, torch.randn(2, 4, 7, 6), walk),
+        lambda: Products(x, g).run(scratch[:10]),
+        lambda: Gram(x, g).run(scratch[:10]),
+        lambda: ShiftedGram(image, torch.randn(2, 4, 6, 6), walk).run(scratch[:10]),
+        lambda: Products(x, g).run(scratch, total=torch.empty(6, 6)),
+        lambda: Products(x, g).run(scratch, moment=torch.empty(6, 7).T),
+        lambda: Products(x, g).run(scratch, directions=(torch.ones(7), torch.ones(5))),
+        lambda: Gram(x, g).look((torch.ones(7), torch.ones(6).double())),
+        lambda: Gram(x, g).run(scratch, directions=(torch.ones(7), torch.ones(6)), sums=torch.empty(2, 6)),
+        lambda: readings([x], [torch.ones(2)], [torch.ones(29)]),
+        lambda: rows_read(x[0], torch.ones(6), g[0, :4], torch.ones(7)),
+        lambda: normalized_sums(x, g, 1e-5, centred=True),
+    ):
+        with pytest.raises(ValueError, match="do not fit together"):
+            wrong()
 
 
 def test_not_a_number_stays_one(dtype):
