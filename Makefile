@@ -11,11 +11,13 @@ BENCH_ARGS ?=
 BENCH := -W ignore -m benchmarks.speed
 KERNELS := $(wildcard gradscope/kernels/*.[ch])
 SMOKE := $(VENV)/smoke
+SANITIZED := $(VENV)/sanitized
+CC := gcc
 FOREIGN ?= $(VENV)/foreign
 TEST_ARGS ?= --numprocesses auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers test-families test-trainers test-scripts lint format types contract examples readme picture build bench bench-smoke bench-gpu check clean
+.PHONY: help demo test sanitize test-peers test-families test-trainers test-scripts lint format types contract examples readme picture build bench bench-smoke bench-gpu check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-14s %s\n' "$$target" "$$what"; done
@@ -40,6 +42,15 @@ test-scripts: $(VENV)/.dev-installed ## unmodified training scripts of others un
 	@test -d $(FOREIGN)/nanoGPT || git clone --quiet --depth 1 https://github.com/karpathy/nanoGPT $(FOREIGN)/nanoGPT
 	@test -d $(FOREIGN)/examples || git clone --quiet --depth 1 https://github.com/pytorch/examples $(FOREIGN)/examples
 	GRADSCOPE_FOREIGN=$(abspath $(FOREIGN)) $(BIN)/python -m pytest tests/run/test_foreign_scripts.py
+
+sanitize: $(VENV)/.dev-installed ## the compiled kernels, built so that each read and write beyond its memory ends the run
+	@if ! command -v $(CC) > /dev/null; then echo "no $(CC) here, so there are no kernels"; else set -e; \
+	rm -rf $(SANITIZED); mkdir -p $(SANITIZED); cp -r gradscope $(SANITIZED); \
+	$(CC) -shared -fPIC -std=gnu11 -O2 -g -fopenmp -fsanitize=address \
+		-I$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['include'])") \
+		gradscope/kernels/kernels.c -o $(SANITIZED)/gradscope/kernels/_kernels.abi3.so; \
+	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
+		$(BIN)/pytest tests/kernels; fi
 
 lint: $(VENV)/.dev-installed ## style: ruff check and ruff format --check
 	$(BIN)/ruff check .

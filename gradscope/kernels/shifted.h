@@ -88,9 +88,9 @@ static TARGET void NAME(shifted)(const struct shifted *of, ptrdiff_t sample, voi
             memset(pixels, 0, across * of->channels * sizeof(REAL));
             NAME(phase)(of, (const REAL *)of->inputs + sample * of->input_step, down, along, pixels);
             /* What lies below the triangle or beyond the grid is met by zeros: it must not be what is not a number. */
-            memset(gram, 0, (across + 2) * across * sizeof(REAL));
+            memset(gram, 0, (across + ROWS) * across * sizeof(REAL));
             NAME(grams)(pixels, of->channels, of->grid_rows * of->grid_columns, across, gram);
-            gram += (across + 2) * across;
+            gram += (across + ROWS) * across;
         }
     double apart = 0, own = 0, lengths = 0;
     for (ptrdiff_t column = 0; column < positions; column += WIDTH)

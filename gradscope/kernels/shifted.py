@@ -13,6 +13,9 @@ from gradscope.kernels.gram import APART
 from gradscope.kernels.loaded import check, tile, up
 from gradscope.kernels.products import Walk
 
+#: Rows of a tile, at most: the last one may reach so far beyond the grid.
+ROWS = 8
+
 
 class ShiftedGram:
     """``Σ_{s,t} ⟨bₛ, bₜ⟩⟨patchₛ, patchₜ⟩`` for each sample, where patches meet as pixels do, summed over the kernel's offsets.
@@ -98,4 +101,4 @@ def _plan(
     )
     across, padded, phases = sizes(x, g, walk, width)
     addresses = -(-8 * walk.kernel[0] * walk.kernel[1] // itemsize)
-    return numbers, up(padded * g[1] + across * x[1] + addresses + phases * (across + 2) * across, APART)
+    return numbers, up(padded * g[1] + across * x[1] + addresses + phases * (across + ROWS) * across, APART)
