@@ -21,7 +21,10 @@ def _load() -> tuple[Any, str]:
     try:
         from gradscope.kernels import _kernels  # type: ignore[attr-defined]
     except ImportError as error:
-        return None, f"not built, which takes GCC on x86-64 when gradscope is installed ({error})"
+        return (
+            None,
+            f"not built, which takes GCC and the headers of Python on x86-64 when gradscope is installed ({error})",
+        )
     if not _kernels.widest():
         return None, "this processor has neither AVX-512 nor AVX2"
     return _kernels, ""
