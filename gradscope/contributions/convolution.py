@@ -31,6 +31,7 @@ from gradscope.contributions.shifted_gram import by_shifted_gram
 from gradscope.contributions.shifts import Shifts
 from gradscope.contributions.winograd import by_winograd, placed
 from gradscope.contributions.workspace import Workspace
+from gradscope.kernels import Products, ShiftedGram
 
 #: Up to this many channels (of a group) the right factor is met by a native convolution, which reads them less often.
 FEW_CHANNELS = 8
@@ -106,9 +107,16 @@ class Convolution(Contribution):
             found = self._by(algorithm, workspace, None, moments=moments)
             return replace(found, probes=self.probe(probe))
         if algorithm == PRODUCT_KERNEL:
-            return self._by_kernel(workspace, probe, moments=moments)
+            kernel = convolution_kernel(self.inputs, self.grads, self.geometry, workspace)
+            if kernel is not None:
+                return self._by_kernel(kernel, workspace, probe, moments=moments)
         if algorithm == SHIFTED_KERNEL:
-            return self._by_shifted_kernel(workspace, probe)
+            shifted = shifted_kernel(self.inputs, self.grads, self.geometry, workspace)
+            if shifted is not None:
+                return self._by_shifted_kernel(shifted, workspace, probe)
+        if algorithm in (PRODUCT_KERNEL, SHIFTED_KERNEL):
+            # Chosen for others of these shapes; these a kernel cannot read.
+            algorithm = PATCHES
         if algorithm != NATIVE and any(self.geometry.padding):
             return self.padded()._by(algorithm, workspace, probe, moments=moments)
         if algorithm == SHIFTED_GRAM:
@@ -128,19 +136,13 @@ class Convolution(Contribution):
             raise ValueError(f"no algorithm for convolutions is called {algorithm!r}")
         return found if probe is None or found.probes is not None else replace(found, probes=self.probe(probe))
 
-    def _by_kernel(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
-        kernel = convolution_kernel(self.inputs, self.grads, self.geometry, workspace)
-        if kernel is None:
-            raise ValueError("the kernel cannot read what was left to it")
+    def _by_kernel(self, kernel: Products, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
         along = None if probe is None else probe.single
         sums = convolution_sums(kernel, self.inputs, self.shape, workspace, moments=moments, directions=along)
         found = Figures(sums.squares, sums.probes, sums.second_moment, PRODUCT_KERNEL)
         return found if probe is None or along is not None else replace(found, probes=self.probe(probe))
 
-    def _by_shifted_kernel(self, workspace: Workspace, probe: Probe | None) -> Figures:
-        kernel = shifted_kernel(self.inputs, self.grads, self.geometry, workspace)
-        if kernel is None:
-            raise ValueError("the kernel cannot read what was left to it")
+    def _by_shifted_kernel(self, kernel: ShiftedGram, workspace: Workspace, probe: Probe | None) -> Figures:
         # Before the kernel, which finds the factors in cache.
         along = None if probe is None else self.probe(probe)
         squares, lost = shifted_squares(kernel, self.inputs, workspace)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradscope.contributions.compiled import GRAM_KERNEL, PRODUCT_KERNEL, gram_sums, looked, outer_sums
+from gradscope.contributions.compiled import GRAM_KERNEL, PRODUCT_KERNEL, gram_sums, kernels_for, looked, outer_sums
 from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
@@ -95,7 +95,7 @@ class Outer(Contribution):
             return Figures(
                 by_gram(self.inputs, self.grads, workspace, (self.shared_inputs, self.shared)), algorithm=algorithm
             )
-        if algorithm in (GRAM_KERNEL, PRODUCT_KERNEL):
+        if algorithm in (GRAM_KERNEL, PRODUCT_KERNEL) and kernels_for(self.inputs, self.grads):
             return self._by_kernel(algorithm, workspace, probe, moments=moments)
         p, d = self.grads.shape[3], self.inputs.shape[3]
         along = None

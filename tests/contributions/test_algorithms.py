@@ -342,6 +342,19 @@ def test_gradients_larger_than_the_cache_are_built_some_channels_at_a_time(monke
         torch.testing.assert_close(fused.summed.reshape(convolution.shape), in_full.sum(0), rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("way", KERNELS)
+def test_what_a_kernel_cannot_read_goes_another_way(way):
+    """Of the same shapes as what it was chosen for: numbers whose signs are turned lazily."""
+    torch.manual_seed(0)
+    for build in (lambda: long_sequence(20), image):
+        contribution = build()
+        expected = contribution.dense().square().flatten(1).sum(1)
+        workspace = Workspace(Forced(way))
+        torch.testing.assert_close(contribution.figures(workspace=workspace).squares, expected)
+        contribution.inputs = torch._neg_view(contribution.inputs.neg())
+        torch.testing.assert_close(contribution.figures(workspace=workspace).squares, expected)
+
+
 def test_second_moments_need_the_gradients_themselves(compiled):
     ways = ("product kernel",) if compiled else ("products", "patches", "native")
     for build in (lambda: long_sequence(20), image):
