@@ -115,11 +115,11 @@ class Row(Outer):
     def sketch(self, probe: Probe) -> RowSketch:
         """What its figures along one direction are made of, and its bias's; the rows need not be kept for it."""
         self.along = probe.left
-        self.sketched = RowSketch(
-            torch.linalg.vector_norm(self.x, dim=1), torch.linalg.vector_norm(self.row, dim=1),
-            self.x.mv(probe.rights[0]), self.row.mv(probe.lefts[0]),
-        )  # fmt: skip
-        return self.sketched
+        found = sketch_rows(self.x, self.row, probe)
+        if found is None:
+            raise ValueError("rows this long have no sketch")
+        self.sketched = found
+        return found
 
     def squared_norms(self) -> Tensor:
         if not self.short:

@@ -58,6 +58,7 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
         type(tensor) is Tensor
         and tensor.dtype == dtype
         and tensor.is_cpu
+        and tensor.layout is torch.strided
         and not tensor.is_neg()
         and tensor.numel() > 0
         # What a transform wraps has no memory of its own.

@@ -257,6 +257,7 @@ def test_what_they_cannot_read_is_left_to_torch():
     assert not serves(x.to("meta"))
     assert not serves(x.as_subclass(torch.nn.Parameter))
     assert not serves(torch.randn(3, 0))
+    assert not serves(x.to_sparse())
     seen = []
     torch.func.vmap(lambda row: (seen.append(serves(row)), row)[1])(x)
     assert seen == [False]
