@@ -69,14 +69,20 @@ def costs(inputs: Tensor, grads: Tensor, workspace: Workspace, *, moments: bool)
     (n, _, positions, d), p, rate = inputs.shape, grads.shape[3], rates(inputs)
     width = width_of(inputs.dtype)
     found = {}
-    if fits(_products(inputs, grads, turned=not moments)[0], inputs, workspace):
+    products, gram = _products(inputs, grads, turned=not moments)[0], Gram(inputs[:, 0], grads[:, 0])
+    if fits(products, inputs, workspace):
         each = (1.1 * positions + ENDED) * -(-d // width) * width * p
-        found[PRODUCT_KERNEL] = n * each * MULTIPLY + 2 * rate.call
-    if not moments and fits(Gram(inputs[:, 0], grads[:, 0]), inputs, workspace):
+        found[PRODUCT_KERNEL] = n * each * MULTIPLY * idle(products) + 2 * rate.call
+    if not moments and fits(gram, inputs, workspace):
         padded = -(-positions // width) * width
         each = (padded + width) / 2 * padded * (d + p) + LAID * padded * (d + p)
-        found[GRAM_KERNEL] = n * each * MULTIPLY + 2 * rate.call
+        found[GRAM_KERNEL] = n * each * MULTIPLY * idle(gram) + 2 * rate.call
     return found
+
+
+def idle(kernel: Products | Gram | ShiftedGram) -> float:
+    """How much longer a kernel takes than with all threads: torch's algorithms, beside which it is reckoned, use them all."""
+    return torch.get_num_threads() / kernel.threads
 
 
 def builds(inputs: Tensor, grads: Tensor, workspace: Workspace) -> bool:

@@ -7,7 +7,17 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gradscope.contributions.compiled import ENDED, LAID, MULTIPLY, PRODUCT_KERNEL, Directions, Sums, fits, sums_of
+from gradscope.contributions.compiled import (
+    ENDED,
+    LAID,
+    MULTIPLY,
+    PRODUCT_KERNEL,
+    Directions,
+    Sums,
+    fits,
+    idle,
+    sums_of,
+)
 from gradscope.contributions.costs import rates
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import CANCELLED
@@ -82,16 +92,17 @@ def costs(
         return found
     (n, channels), width, call = inputs.shape[:2], width_of(inputs.dtype), 2 * rates(inputs).call
     positions, out, area = prod(grads.shape[2:]), grads.shape[1], prod(geometry.kernel)
-    if convolution_kernel(inputs, grads, geometry, workspace) is not None:
+    products = convolution_kernel(inputs, grads, geometry, workspace)
+    if products is not None:
         columns = up(channels, width) * area if 3 * channels >= 2 * width else up(channels * area, width)
-        found[PRODUCT_KERNEL] = n * (1.1 * positions + ENDED) * columns * out * MULTIPLY + call
-    walk = walk_of(geometry)
-    if not moments and walk is not None and shifted_kernel(inputs, grads, geometry, workspace) is not None:
+        found[PRODUCT_KERNEL] = n * (1.1 * positions + ENDED) * columns * out * MULTIPLY * idle(products) + call
+    walk, shifted = walk_of(geometry), shifted_kernel(inputs, grads, geometry, workspace)
+    if not moments and walk is not None and shifted is not None:
         x, g = _images(inputs, grads)
         across, padded, phases = sizes(x.shape, g.shape, walk, width)
-        products = phases * across * (across + width) / 2 * channels + padded * (padded + width) / 2 * out
-        laid = LAID * (phases * across * channels + padded * out)
-        found[SHIFTED_KERNEL] = n * (products + laid + SHIFTED * area * padded * padded / 2) * MULTIPLY + call
+        each = phases * across * (across + width) / 2 * channels + padded * (padded + width) / 2 * out
+        each += LAID * (phases * across * channels + padded * out) + SHIFTED * area * padded * padded / 2
+        found[SHIFTED_KERNEL] = n * each * MULTIPLY * idle(shifted) + call
     return found
 
 

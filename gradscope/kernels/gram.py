@@ -25,18 +25,19 @@ class Gram:
 
     Attributes:
         scratch: elements of scratch memory that it takes.
+        threads: how many of torch's take part: a sample is one's own.
     """
 
-    __slots__ = ("_each", "_factors", "_numbers", "_threads", "_vector", "scratch")
+    __slots__ = ("_each", "_factors", "_numbers", "_vector", "scratch", "threads")
 
     def __init__(self, first: Tensor, second: Tensor, vector: int = loaded.VECTOR) -> None:
         first, second = (factor if factor.stride(2) == 1 else factor.contiguous() for factor in (first, second))
         self._factors = (first, second)
         self._vector = vector
-        self._threads = max(1, min(torch.get_num_threads(), first.shape[0]))
+        self.threads = max(1, min(torch.get_num_threads(), first.shape[0]))
         shapes = (first.shape, first.stride(), second.shape, second.stride())
         self._numbers, self._each = _plan(*shapes, tile(first.dtype, vector)[0])
-        self.scratch = self._threads * self._each
+        self.scratch = self.threads * self._each
 
     def run(
         self, scratch: Tensor, *, directions: tuple[Tensor, Tensor] | None = None, sums: Tensor | None = None
@@ -58,7 +59,7 @@ class Gram:
         """``Σₜ ⟨aₜ, right⟩⟨bₜ, left⟩`` alone, float64 ``[n]``; arguments as for ``run``."""
         first, second = self._factors
         each = up(first.shape[1] + second.shape[2] + tile(first.dtype, self._vector)[0], APART)
-        scratch = first.new_empty(self._threads * each)
+        scratch = first.new_empty(self.threads * each)
         return self._run(scratch, each, directions, sums, squared=False)[2]
 
     def _run(
@@ -71,7 +72,7 @@ class Gram:
         squared: bool,
     ) -> tuple[Tensor, ...]:
         first, second = self._factors
-        enough = scratch.numel() >= self._threads * each and scratch.dtype is first.dtype
+        enough = scratch.numel() >= self.threads * each and scratch.dtype is first.dtype
         check(enough, "Gram sums", scratch.shape, first.shape)
         left, right = (0, 0) if directions is None else addresses(directions, (second.shape[2], first.shape[2]), first)
         if sums is not None:
@@ -81,7 +82,7 @@ class Gram:
             check(fits, "Gram sums", sums.shape, second.shape)
         found = torch.empty(3, first.shape[0], dtype=torch.float64)
         loaded.compiled().gram(
-            self._vector, first.dtype == torch.float64, self._threads, squared, self._numbers, first.data_ptr(),
+            self._vector, first.dtype == torch.float64, self.threads, squared, self._numbers, first.data_ptr(),
             second.data_ptr(), left, right, 0 if sums is None else sums.data_ptr(), found.data_ptr(), scratch.data_ptr(),
             each * first.itemsize,
         )  # fmt: skip

@@ -68,9 +68,10 @@ class Products:
 
     Attributes:
         scratch: elements of scratch memory that it takes.
+        threads: how many of torch's take part: a band of rows and a part of the columns is one's own.
     """
 
-    __slots__ = ("_grads", "_inputs", "_plan", "_vector", "scratch")
+    __slots__ = ("_grads", "_inputs", "_plan", "_vector", "scratch", "threads")
 
     def __init__(self, inputs: Tensor, grads: Tensor, walk: Walk | None = None, vector: int = loaded.VECTOR) -> None:
         self._inputs = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
@@ -82,7 +83,8 @@ class Products:
             inputs.shape, self._inputs.stride(), grads.shape, grads.stride(), walk, tile(inputs.dtype, vector),
             torch.get_num_threads(),
         )  # fmt: skip
-        self.scratch = self._plan.threads * self._plan.each
+        self.threads = self._plan.threads
+        self.scratch = self.threads * self._plan.each
 
     def run(
         self, scratch: Tensor, *, total: Tensor | None = None, moment: Tensor | None = None,

@@ -28,18 +28,19 @@ class ShiftedGram:
 
     Attributes:
         scratch: elements of scratch memory that it takes.
+        threads: how many of torch's take part: a sample is one's own.
     """
 
-    __slots__ = ("_each", "_factors", "_numbers", "_threads", "_vector", "scratch")
+    __slots__ = ("_each", "_factors", "_numbers", "_vector", "scratch", "threads")
 
     def __init__(self, inputs: Tensor, grads: Tensor, walk: Walk, vector: int = loaded.VECTOR) -> None:
         inputs, grads = (factor if factor.stride(3) == 1 else factor.contiguous() for factor in (inputs, grads))
         self._factors = (inputs, grads)
         self._vector = vector
-        self._threads = max(1, min(torch.get_num_threads(), inputs.shape[0]))
+        self.threads = max(1, min(torch.get_num_threads(), inputs.shape[0]))
         shapes = (inputs.shape, inputs.stride(), grads.shape, grads.stride())
         self._numbers, self._each = _plan(*shapes, walk, tile(inputs.dtype, vector)[0], inputs.itemsize)
-        self.scratch = self._threads * self._each
+        self.scratch = self.threads * self._each
 
     def run(self, scratch: Tensor) -> tuple[Tensor, Tensor]:
         """The sums, and what they would be if nothing cancelled; float64 ``[n]`` each.
@@ -52,7 +53,7 @@ class ShiftedGram:
         check(enough, "shifted Gram sums", scratch.shape, inputs.shape)
         found = torch.empty(2, inputs.shape[0], dtype=torch.float64)
         loaded.compiled().shifted(
-            self._vector, inputs.dtype == torch.float64, self._threads, self._numbers, inputs.data_ptr(), grads.data_ptr(),
+            self._vector, inputs.dtype == torch.float64, self.threads, self._numbers, inputs.data_ptr(), grads.data_ptr(),
             found.data_ptr(), scratch.data_ptr(), self._each * inputs.itemsize,
         )  # fmt: skip
         return found[0], found[1]

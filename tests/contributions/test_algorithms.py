@@ -12,7 +12,15 @@ from zoo import PROBLEMS, contributions, figures
 from zoo.measured import train_window
 
 import gradscope
-from gradscope.contributions import Convolution, Outer, Probe, one_by_one, patches_one_by_one
+from gradscope.contributions import (
+    Convolution,
+    Outer,
+    Probe,
+    convolution_costs,
+    one_by_one,
+    outer_norms,
+    patches_one_by_one,
+)
 from gradscope.contributions import workspace as workspace_module
 from gradscope.contributions.choice import Choice, Forced, Measured
 from gradscope.contributions.fused import FusedConvolution
@@ -340,6 +348,24 @@ def test_gradients_larger_than_the_cache_are_built_some_channels_at_a_time(monke
             expected = torch.stack([probe.of(one) for one in in_full])
             torch.testing.assert_close(found.probes, expected, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(fused.summed.reshape(convolution.shape), in_full.sum(0), rtol=1e-11, atol=1e-12)
+
+
+def test_a_kernel_that_leaves_threads_idle_is_reckoned_to_take_longer(compiled):
+    if not compiled:
+        pytest.skip("without kernels nobody asks")
+    outer = Outer(torch.randn(2, 1, 64, 512), torch.randn(2, 1, 64, 512), torch.Size((512, 512)))
+    convolution = image(10, 64, 64, n=2)
+    found = []
+    for threads in (2, 8):
+        torch.set_num_threads(threads)
+        linear = outer_norms.costs(outer.inputs, outer.grads, Workspace())["Gram kernel"]
+        own = convolution.padded()
+        costs = convolution_costs.costs(own.inputs, own.grads, own.geometry, Workspace(), moments=False)
+        found.append((linear, costs["shifted Gram kernel"]))
+    torch.set_num_threads(1)
+    for few, many in zip(*found, strict=True):
+        # The calls take what they take.
+        assert 2 * few < many <= 4 * few
 
 
 @pytest.mark.parametrize("way", KERNELS)
