@@ -18,6 +18,7 @@ from gradscope.contributions.compiled import (
     idle,
     sums_of,
 )
+from gradscope.contributions.contribution import Probe
 from gradscope.contributions.costs import rates
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import CANCELLED
@@ -122,6 +123,23 @@ def convolution_sums(
         directions: along which the gradients are looked at, or None.
     """
     return sums_of(kernel, shape, like, workspace, summed, moments, directions)
+
+
+def looked(inputs: Tensor, grads: Tensor, geometry: Geometry, probe: Probe) -> Tensor | None:
+    """``leftⱼᵀ hᵢ rightⱼ``, float64 ``[n, k]``, from one look at each factor a direction; None where the kernel cannot.
+
+    Args:
+        inputs: ``[n, channels, *spatial]``, with the geometry's padding still to come.
+        grads: gradient of the output ``[n, channels_out, *positions]``.
+        geometry: how the kernel walks.
+        probe: random directions.
+    """
+    walk = walk_of(geometry) if serves(inputs, grads) else None
+    if walk is None:
+        return None
+    kernel = ShiftedGram(*_images(inputs, grads), walk)
+    found = [kernel.look(left, right) for left, right in zip(probe.lefts, probe.rights, strict=True)]
+    return torch.stack(found, dim=1)
 
 
 def shifted_squares(kernel: ShiftedGram, like: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from gradscope.contributions.compiled_convolution import (
     SHIFTED_KERNEL,
     convolution_kernel,
     convolution_sums,
+    looked,
     shifted_kernel,
     shifted_squares,
 )
@@ -169,6 +170,10 @@ class Convolution(Contribution):
         return Figures(tiled.squares, None if tiled.probes is None else widen(tiled.probes), second, WINOGRAD)
 
     def probe(self, probe: Probe) -> Tensor:
+        # Of few channels the maps of all offsets are more than the image.
+        found = looked(self.inputs, self.grads, self.geometry, probe) if self.shape[1] > FEW_CHANNELS else None
+        if found is not None:
+            return found
         if depthwise(self.shape, self.geometry) and not self.inputs.is_complex():
             found = by_native(self.inputs, self.grads, self.shape, self.geometry, probe).probes
             if found is not None:

@@ -9,6 +9,7 @@
 #include "products.h"
 #include "gram.h"
 #include "shifted.h"
+#include "looked.h"
 #include "normalized.h"
 
 #undef VECTOR

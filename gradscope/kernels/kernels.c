@@ -50,8 +50,8 @@ struct gram {
 
 /* Of a convolution; grid_rows and grid_columns are the pixels of one phase, of which there are row_stride * column_stride. */
 struct shifted {
-    const void *inputs, *grads;
-    double *squares, *uncancelled;
+    const void *inputs, *grads, *left, *right;
+    double *squares, *uncancelled, *probes;
     ptrdiff_t samples, channels, height, width, outputs, lines, length;
     ptrdiff_t input_step, channel_step, row_step, grad_step, output_step, line_step;
     ptrdiff_t kernel_rows, kernel_columns, row_stride, column_stride, row_dilation, column_dilation, row_padding, column_padding;
@@ -129,6 +129,8 @@ static piece_function *const pieces[2][2] = {{piece_float_256, piece_double_256}
 static rows_function *const rows_of[2][2] = {{rows_float_256, rows_double_256}, {rows_float_512, rows_double_512}};
 static shifted_function *const shifted_of[2][2] = {
     {shifted_float_256, shifted_double_256}, {shifted_float_512, shifted_double_512}};
+static shifted_function *const looked_of[2][2] = {
+    {looked_float_256, looked_double_256}, {looked_float_512, looked_double_512}};
 static normalized_function *const normalizations[2][2] = {
     {normalized_float_256, normalized_double_256}, {normalized_float_512, normalized_double_512}};
 
@@ -214,23 +216,25 @@ static PyObject *gram(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* found: squares, and the same without cancellation, [2, samples]. */
+/* found: squares, and the same without cancellation, [2, samples]. With directions: what lies along them, [samples], instead. */
 static PyObject *shifted(PyObject *self, PyObject *args)
 {
     struct shifted of;
     int vector, doubles, threads;
-    Py_ssize_t inputs, grads, found, scratch, each, length;
+    Py_ssize_t inputs, grads, left, right, found, scratch, each, length;
     const char *numbers;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy#nnnnn", &vector, &doubles, &threads, &numbers, &length, &inputs, &grads, &found, &scratch,
-                          &each)
+    if (!PyArg_ParseTuple(args, "iiiy#nnnnnnn", &vector, &doubles, &threads, &numbers, &length, &inputs, &grads, &left, &right,
+                          &found, &scratch, &each)
         || !filled(&of.samples, sizeof of - offsetof(struct shifted, samples), numbers, length))
         return NULL;
     of.inputs = ADDRESS(inputs);
     of.grads = ADDRESS(grads);
-    of.squares = ADDRESS(found);
+    of.left = ADDRESS(left);
+    of.right = ADDRESS(right);
+    of.squares = of.probes = ADDRESS(found);
     of.uncancelled = of.squares + of.samples;
-    shifted_function *const run = shifted_of[vector == 64][doubles != 0];
+    shifted_function *const run = (left ? looked_of : shifted_of)[vector == 64][doubles != 0];
     Py_BEGIN_ALLOW_THREADS
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (ptrdiff_t sample = 0; sample < of.samples; sample++)

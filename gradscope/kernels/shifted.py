@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.kernels import loaded
 from gradscope.kernels.gram import APART
-from gradscope.kernels.loaded import check, tile, up
+from gradscope.kernels.loaded import addresses, check, tile, up
 from gradscope.kernels.products import Walk
 
 #: Rows of a tile, at most: the last one may reach so far beyond the grid.
@@ -31,11 +31,12 @@ class ShiftedGram:
         threads: how many of torch's take part: a sample is one's own.
     """
 
-    __slots__ = ("_each", "_factors", "_numbers", "_vector", "scratch", "threads")
+    __slots__ = ("_each", "_factors", "_numbers", "_vector", "_walk", "scratch", "threads")
 
     def __init__(self, inputs: Tensor, grads: Tensor, walk: Walk, vector: int = loaded.VECTOR) -> None:
         inputs, grads = (factor if factor.stride(3) == 1 else factor.contiguous() for factor in (inputs, grads))
         self._factors = (inputs, grads)
+        self._walk = walk
         self._vector = vector
         self.threads = max(1, min(torch.get_num_threads(), inputs.shape[0]))
         shapes = (inputs.shape, inputs.stride(), grads.shape, grads.stride())
@@ -48,15 +49,37 @@ class ShiftedGram:
         Args:
             scratch: memory of the factors' dtype with anything in it.
         """
-        inputs, grads = self._factors
+        inputs = self._factors[0]
         enough = scratch.numel() >= self.scratch and scratch.dtype is inputs.dtype
         check(enough, "shifted Gram sums", scratch.shape, inputs.shape)
         found = torch.empty(2, inputs.shape[0], dtype=torch.float64)
+        self._call(found, scratch, self._each)
+        return found[0], found[1]
+
+    def look(self, left: Tensor, right: Tensor) -> Tensor:
+        """``leftᵀ hᵢ right`` from one look at each factor, float64 ``[n]``.
+
+        Args:
+            left: ``[p]``, contiguous.
+            right: of as many elements as a filter has, contiguous.
+        """
+        inputs, grads = self._factors
+        (channels, height, width), area = inputs.shape[1:], self._walk.kernel[0] * self._walk.kernel[1]
+        if height > 1 and inputs.stride(2) != width:
+            # Rows of pixels are read as one.
+            return ShiftedGram(inputs.contiguous(), grads, self._walk, self._vector).look(left, right)
+        found = torch.empty(inputs.shape[0], dtype=torch.float64)
+        each = up(grads.shape[2] * grads.shape[3] + area * height * width, APART)
+        directions = addresses((left, right), (grads.shape[1], channels * area), inputs)
+        self._call(found, inputs.new_empty(self.threads * each), each, directions)
+        return found
+
+    def _call(self, found: Tensor, scratch: Tensor, each: int, directions: tuple[int, int] = (0, 0)) -> None:
+        inputs, grads = self._factors
         loaded.compiled().shifted(
             self._vector, inputs.dtype == torch.float64, self.threads, self._numbers, inputs.data_ptr(), grads.data_ptr(),
-            found.data_ptr(), scratch.data_ptr(), self._each * inputs.itemsize,
+            *directions, found.data_ptr(), scratch.data_ptr(), each * inputs.itemsize,
         )  # fmt: skip
-        return found[0], found[1]
 
 
 def sizes(x: torch.Size, g: torch.Size, walk: Walk, width: int) -> tuple[int, int, int]:

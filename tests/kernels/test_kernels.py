@@ -177,6 +177,10 @@ def test_gram_sums_of_shifted_pixels(name, layout, dtype, vector):
     squares, uncancelled = kernel.run(anything(kernel.scratch, dtype))
     lengths = gradients.square().sum((1, 2))
     assert_close(squares.to(dtype), lengths, lengths)
+    left, right = torch.randn(p, dtype=dtype), torch.randn(gradients.shape[2], dtype=dtype)
+    along = torch.einsum("p,npc,c->n", left.double(), gradients, right.double())
+    size = lengths.sqrt() * left.double().norm() * right.double().norm()
+    assert_close(kernel.look(left, right).to(dtype), along, size)
     ones = {"stride": walk.stride, "padding": walk.padding, "dilation": walk.dilation}
     across = F.conv2d(image.double().square().sum(1, keepdim=True), torch.ones(1, 1, *walk.kernel).double(), **ones)
     expected = (across[:, 0] * grads.double().square().sum(1)).sqrt().sum((1, 2)).square()
@@ -275,6 +279,7 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
         lambda: Products(x, g).run(scratch[:10]),
         lambda: Gram(x, g).run(scratch[:10]),
         lambda: ShiftedGram(image, torch.randn(2, 4, 6, 6), walk).run(scratch[:10]),
+        lambda: ShiftedGram(image, torch.randn(2, 4, 6, 6), walk).look(torch.ones(4), torch.ones(26)),
         lambda: Products(x, g).run(scratch, total=torch.empty(6, 6)),
         lambda: Products(x, g).run(scratch, moment=torch.empty(6, 7).T),
         lambda: Products(x, g).run(scratch, directions=(torch.ones(7), torch.ones(5))),
