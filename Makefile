@@ -1,5 +1,5 @@
 # Two commands do everything: `make demo` and `make test`. The first run creates .venv and installs into it; a later one
-# starts at once, until pyproject.toml or constraints.txt change. `make help` lists the rest.
+# starts at once, until pyproject.toml, constraints.txt or the kernels change. `make help` lists the rest.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -97,7 +97,7 @@ bench-gpu: $(VENV)/.bench-installed ## the same on CUDA, GPT-2 and ResNet-50 too
 check: test lint types contract examples readme ## what CI runs
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf gradscope/kernels/*.so $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/.created: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "gradscope needs Python 3.10 or newer; $(PYTHON) is %d.%d. Name a newer one: make PYTHON=python3.12 demo" % sys.version_info[:2])'

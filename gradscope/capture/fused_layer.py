@@ -41,7 +41,7 @@ def pays(module: Module, x: Tensor, output: Tensor, samples: int, *, moments: bo
     With a single position norms are those of the two factors, and second moments one product of squares. Few positions have Gram
     matrices smaller than the gradient.
     """
-    compiled = serves(output.detach())
+    compiled = serves(output)
     if isinstance(module, _ConvNd):
         return moments or prod(output.shape[2:]) > (_KERNEL_FEW_POSITIONS if compiled else _FEW_POSITIONS)
     d, p = x.shape[-1], output.shape[-1]

@@ -35,8 +35,9 @@ static TARGET void NAME(weighted)(
 }
 
 /* Sum over s, t of <a_s, a_t><b_s, b_t> of one sample, and the same without cancellation: (sum over t of |a_t||b_t|)^2. */
-static TARGET void NAME(gram)(const struct gram *of, ptrdiff_t sample, void *scratch)
+static TARGET void NAME(gram)(const void *task, ptrdiff_t sample, void *scratch)
 {
+    const struct gram *const of = (const struct gram *)task;
     const ptrdiff_t positions = of->positions, padded = (positions + WIDTH - 1) / WIDTH * WIDTH;
     const ptrdiff_t sizes[2] = {of->first_size, of->second_size};
     const REAL *factors[2] = {

@@ -1,7 +1,7 @@
 /* Per-sample weight gradients that are built in registers, reduced there and never written to memory.
  *
  * For x86-64 with AVX-512 or with AVX2 and FMA, chosen when the module is loaded. Everything that comes in was checked by the
- * Python side (gradscope/kernels/__init__.py), which also lends the scratch memory; addresses come as integers.
+ * Python side of this folder, which also lends the scratch memory; addresses come as integers.
  */
 
 #define Py_LIMITED_API 0x030A0000
@@ -106,33 +106,20 @@ struct rows {
 #include "every.h"
 
 typedef void products_function(const struct products *, ptrdiff_t, ptrdiff_t, void *, double *, double *);
-typedef void gram_function(const struct gram *, ptrdiff_t, void *);
-
 typedef void piece_function(const struct matrix *, ptrdiff_t, ptrdiff_t, double[2]);
 typedef void rows_function(const struct rows *, ptrdiff_t, ptrdiff_t);
-
-typedef void shifted_function(const struct shifted *, ptrdiff_t, void *);
-typedef void normalized_function(const struct normalized *, ptrdiff_t);
+/* One sample of a task, in memory of its own. */
+typedef void sample_function(const void *, ptrdiff_t, void *);
 
 /* By bytes of a vector (32 or 64) and whether numbers are doubles. */
-static products_function *const products_of[2][2] = {
-    {piece_of_products_float_256, piece_of_products_double_256},
-    {piece_of_products_float_512, piece_of_products_double_512},
-};
-static gram_function *const grams[2][2] = {
-    {gram_float_256, gram_double_256},
-    {gram_float_512, gram_double_512},
-};
-
-
-static piece_function *const pieces[2][2] = {{piece_float_256, piece_double_256}, {piece_float_512, piece_double_512}};
-static rows_function *const rows_of[2][2] = {{rows_float_256, rows_double_256}, {rows_float_512, rows_double_512}};
-static shifted_function *const shifted_of[2][2] = {
-    {shifted_float_256, shifted_double_256}, {shifted_float_512, shifted_double_512}};
-static shifted_function *const looked_of[2][2] = {
-    {looked_float_256, looked_double_256}, {looked_float_512, looked_double_512}};
-static normalized_function *const normalizations[2][2] = {
-    {normalized_float_256, normalized_double_256}, {normalized_float_512, normalized_double_512}};
+#define EACH(name) {{name##_float_256, name##_double_256}, {name##_float_512, name##_double_512}}
+static products_function *const products_of[2][2] = EACH(piece_of_products);
+static piece_function *const pieces[2][2] = EACH(piece);
+static rows_function *const rows_of[2][2] = EACH(rows);
+static sample_function *const grams[2][2] = EACH(gram);
+static sample_function *const shifted_of[2][2] = EACH(shifted);
+static sample_function *const looked_of[2][2] = EACH(looked);
+static sample_function *const normalizations[2][2] = EACH(normalized);
 
 #define ADDRESS(x) ((void *)(intptr_t)(x))
 
@@ -154,6 +141,15 @@ static int filled(void *rest, size_t size, const char *numbers, Py_ssize_t lengt
     }
     memcpy(rest, numbers, size);
     return 1;
+}
+
+/* All samples, shared out among threads, each of which has `each` bytes of scratch memory. */
+static void run_samples(
+    sample_function *run, const void *of, ptrdiff_t samples, int threads, Py_ssize_t scratch, Py_ssize_t each)
+{
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (ptrdiff_t sample = 0; sample < samples; sample++)
+        run(of, sample, (char *)ADDRESS(scratch) + thread() * each);
 }
 
 /* found: squares and probes of each piece, [2, pieces, samples]. */
@@ -195,8 +191,8 @@ static PyObject *gram(PyObject *self, PyObject *args)
     Py_ssize_t first, second, left, right, sums, found, scratch, each, length;
     const char *numbers;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiiy#nnnnnnnn", &vector, &doubles, &threads, &squared, &numbers, &length, &first, &second, &left, &right,
-                          &sums, &found, &scratch, &each)
+    if (!PyArg_ParseTuple(args, "iiiiy#nnnnnnnn", &vector, &doubles, &threads, &squared, &numbers, &length, &first, &second,
+                          &left, &right, &sums, &found, &scratch, &each)
         || !filled(&of.samples, sizeof of - offsetof(struct gram, samples), numbers, length))
         return NULL;
     of.first = ADDRESS(first);
@@ -207,11 +203,8 @@ static PyObject *gram(PyObject *self, PyObject *args)
     of.squares = squared ? ADDRESS(found) : NULL;
     of.uncancelled = (double *)ADDRESS(found) + of.samples;
     of.probes = of.uncancelled + of.samples;
-    gram_function *const run = grams[vector == 64][doubles != 0];
     Py_BEGIN_ALLOW_THREADS
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (ptrdiff_t sample = 0; sample < of.samples; sample++)
-        run(&of, sample, (char *)ADDRESS(scratch) + thread() * each);
+    run_samples(grams[vector == 64][doubles != 0], &of, of.samples, threads, scratch, each);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -234,11 +227,8 @@ static PyObject *shifted(PyObject *self, PyObject *args)
     of.right = ADDRESS(right);
     of.squares = of.probes = ADDRESS(found);
     of.uncancelled = of.squares + of.samples;
-    shifted_function *const run = (left ? looked_of : shifted_of)[vector == 64][doubles != 0];
     Py_BEGIN_ALLOW_THREADS
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (ptrdiff_t sample = 0; sample < of.samples; sample++)
-        run(&of, sample, (char *)ADDRESS(scratch) + thread() * each);
+    run_samples((left ? looked_of : shifted_of)[vector == 64][doubles != 0], &of, of.samples, threads, scratch, each);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -258,11 +248,8 @@ static PyObject *normalized(PyObject *self, PyObject *args)
     of.grads = ADDRESS(grads);
     of.scale = ADDRESS(scale);
     of.shift = ADDRESS(shift);
-    normalized_function *const run = normalizations[vector == 64][doubles != 0];
     Py_BEGIN_ALLOW_THREADS
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (ptrdiff_t sample = 0; sample < of.samples; sample++)
-        run(&of, sample);
+    run_samples(normalizations[vector == 64][doubles != 0], &of, of.samples, threads, 0, 0);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

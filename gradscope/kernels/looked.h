@@ -70,8 +70,9 @@ static inline TARGET __attribute__((always_inline)) double NAME(meet)(
 }
 
 /* <left x right, gradient> of one sample. */
-static TARGET void NAME(looked)(const struct shifted *of, ptrdiff_t sample, void *scratch)
+static TARGET void NAME(looked)(const void *task, ptrdiff_t sample, void *scratch)
 {
+    const struct shifted *const of = (const struct shifted *)task;
     const ptrdiff_t area = of->kernel_rows * of->kernel_columns, pixels = of->height * of->width;
     const REAL *image = (const REAL *)of->inputs + sample * of->input_step, *weights = (const REAL *)of->right;
     REAL *map = (REAL *)scratch, *maps = map + of->lines * of->length;

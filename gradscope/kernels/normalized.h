@@ -23,8 +23,10 @@ static inline TARGET __attribute__((always_inline)) double NAME(moment)(const RE
 }
 
 /* One sample's rows: scale[k] = sum over t of grads[t][k] (rows[t][k] - mean_t) / deviation_t, and shift[k] = sum over t of grads[t][k]. */
-static TARGET void NAME(normalized)(const struct normalized *of, ptrdiff_t sample)
+static TARGET void NAME(normalized)(const void *task, ptrdiff_t sample, void *scratch)
 {
+    const struct normalized *const of = (const struct normalized *)task;
+    (void)scratch;
     const ptrdiff_t size = of->size;
     const REAL *rows = (const REAL *)of->rows + sample * of->row_step, *grads = (const REAL *)of->grads + sample * of->grad_step;
     REAL *scale = (REAL *)of->scale + sample * size, *shift = (REAL *)of->shift + sample * size;

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from gradscope.contributions import Outer, Probe, Scatter, sum_of_uses
+from gradscope.contributions import Convolution, Outer, Probe, Scatter, sum_of_uses
+from gradscope.contributions.choice import Forced
+from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.outer_norms import by_gram, by_products, by_vectors
 from gradscope.contributions.precision import row_squares, squared_norm
+from gradscope.contributions.workspace import Workspace
 
 
 def test_the_three_algorithms_agree():
@@ -30,6 +33,22 @@ def test_gram_norms_of_positions_that_cancel_are_computed_again(dtype, tolerance
     torch.testing.assert_close(
         Outer(inputs, grads, torch.Size((64, 64))).squared_norms(), truth, rtol=tolerance, atol=0
     )
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-2, 1e-1, 0.3, 1.0])
+@pytest.mark.parametrize("way", ["Gram", "Gram kernel", "product kernel", "shifted Gram kernel"])
+def test_norms_keep_their_digits_where_positions_cancel_in_part(way, share):
+    """Positions have a mean in common that their gradients cancel: below, at and above what Gram sums can be trusted with."""
+    torch.manual_seed(0)
+    inputs, grads = 1 + share * torch.randn(3, 64, 40), torch.randn(3, 64, 48)
+    grads = grads - grads.mean(1, keepdim=True) * (1 - share)
+    truth = torch.bmm(grads.double().mT, inputs.double()).square().sum((1, 2))
+    contribution = Outer(inputs[:, None], grads[:, None], torch.Size((48, 40)))
+    if way == "shifted Gram kernel":
+        images = (factor.mT.unflatten(2, (8, 8)).contiguous() for factor in (inputs, grads))
+        contribution = Convolution(*images, torch.Size((48, 40, 1, 1)), Geometry((1, 1), (1, 1), (1, 1), 1))
+    found = contribution.figures(workspace=Workspace(Forced(way))).squares
+    torch.testing.assert_close(found, truth, rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
