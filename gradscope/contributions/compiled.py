@@ -95,16 +95,17 @@ def fits(kernel: Products | Gram | ShiftedGram, like: Tensor, workspace: Workspa
     return kernel.scratch <= MOST and workspace.allows(kernel.scratch, like)
 
 
-def _products(inputs: Tensor, grads: Tensor, *, turned: bool) -> tuple[Products, bool]:
+def _products(inputs: Tensor, grads: Tensor, *, turned: bool, chosen: Tensor | None = None) -> tuple[Products, bool]:
     """The kernel, and whether its gradients are ``[d, p]``: threads share rows, of which there should be many."""
     first, second = inputs[:, 0], grads[:, 0]
     turned = turned and grads.shape[3] < NARROW and inputs.shape[3] > grads.shape[3]
-    return Products(second, first) if turned else Products(first, second), turned
+    count = None if chosen is None else chosen.numel()
+    return Products(*((second, first) if turned else (first, second)), count=count), turned
 
 
 def outer_sums(
     inputs: Tensor, grads: Tensor, shape: torch.Size, workspace: Workspace, *, summed: bool = False, moments: bool = False,
-    directions: Directions | None = None, bias: OuterBias | None = None,
+    directions: Directions | None = None, bias: OuterBias | None = None, chosen: Tensor | None = None,
 ) -> Sums:  # fmt: skip
     """Each sample's gradient built once, tile by tile.
 
@@ -119,16 +120,18 @@ def outer_sums(
         moments: whether the elementwise second moment is wanted.
         directions: along which the gradients are looked at, or None.
         bias: whose values are found on the way, or None.
+        chosen: the samples that are meant; all by default.
     """
-    kernel, turned = _products(inputs, grads, turned=not (summed or moments))
+    kernel, turned = _products(inputs, grads, turned=not (summed or moments), chosen=chosen)
     if turned:
         directions, bias = None if directions is None else directions[::-1], None
-    return sums_of(kernel, shape, inputs, workspace, summed, moments, directions, bias, factors=summed)
+    return sums_of(kernel, shape, inputs, workspace, summed, moments, directions, bias, factors=summed, chosen=chosen)
 
 
 def sums_of(
     kernel: Products, shape: torch.Size, like: Tensor, workspace: Workspace, summed: bool, moments: bool,
     directions: Directions | None = None, bias: OuterBias | None = None, *, factors: bool = False,
+    chosen: Tensor | None = None,
 ) -> Sums:  # fmt: skip
     """What a kernel gives; arguments as for ``outer_sums``, and whether projections come from the factors."""
     total = like.new_empty(shape) if summed else None
@@ -136,7 +139,7 @@ def sums_of(
     values = None if bias is None else bias.memory()
     scratch = workspace.buffer("kernel", (kernel.scratch,), like)
     squares, probes = kernel.run(
-        scratch, total=total, moment=second, directions=directions, factors=factors, sums=values
+        scratch, total=total, moment=second, directions=directions, factors=factors, sums=values, chosen=chosen
     )
     if bias is not None and values is not None:
         bias.found(values)
@@ -163,7 +166,7 @@ def looked(inputs: Tensor, grads: Tensor, directions: Directions, bias: OuterBia
 
 def gram_sums(
     inputs: Tensor, grads: Tensor, workspace: Workspace,
-    directions: Directions | None = None, bias: OuterBias | None = None,
+    directions: Directions | None = None, bias: OuterBias | None = None, chosen: Tensor | None = None,
 ) -> Sums:  # fmt: skip
     """``‖hᵢ‖²`` without any gradient; samples whose positions cancel are computed again from theirs.
 
@@ -173,16 +176,19 @@ def gram_sums(
         workspace: scratch memory.
         directions: along which the gradients are looked at, or None.
         bias: whose values are found on the way if there are directions, or None.
+        chosen: the samples whose norms are meant, the others' are NaN; all by default.
     """
-    kernel = Gram(inputs[:, 0], grads[:, 0])
+    kernel = Gram(inputs[:, 0], grads[:, 0], None if chosen is None else chosen.numel())
     values = None if bias is None or directions is None else bias.memory()
     scratch = workspace.buffer("kernel", (kernel.scratch,), inputs)
-    squares, uncancelled, probes = kernel.run(scratch, directions=directions, sums=values)
+    least = CANCELLED[inputs.dtype]
+    found, lost = kernel.run(scratch, directions=directions, sums=values, chosen=chosen, least=least)
     if bias is not None and values is not None:
         bias.found(values)
-    lost = ~(squares > uncancelled.mul_(CANCELLED[inputs.dtype]))
-    if bool(lost.any()):
-        index = lost.nonzero()[:, 0]
-        again, _ = _products(inputs[index], grads[index], turned=True)
-        squares[index] = again.run(inputs.new_empty(again.scratch))[0]
-    return Sums(squares, probes=None if probes is None else probes.unsqueeze(1))
+    squares, uncancelled, probes = found.unbind()
+    if lost:
+        cancelled = ~(squares > least * uncancelled)
+        index = cancelled.nonzero()[:, 0] if chosen is None else chosen[cancelled[chosen]]
+        again, _ = _products(inputs, grads, turned=True, chosen=index)
+        squares[index] = again.run(inputs.new_empty(again.scratch), chosen=index)[0]
+    return Sums(squares, probes=None if directions is None else probes.unsqueeze(1))

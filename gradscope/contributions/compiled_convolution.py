@@ -43,7 +43,9 @@ def walk_of(geometry: Geometry) -> Walk | None:
     return Walk((1, *geometry.kernel), (1, *geometry.stride), (1, *geometry.dilation), (0, *geometry.zeros))  # type: ignore[arg-type]
 
 
-def convolution_kernel(inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace) -> Products | None:
+def convolution_kernel(
+    inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, count: int | None = None
+) -> Products | None:
     """The kernel for a convolution's gradients; None where it cannot be used.
 
     Args:
@@ -51,6 +53,7 @@ def convolution_kernel(inputs: Tensor, grads: Tensor, geometry: Geometry, worksp
         grads: gradient of the output ``[n, channels_out, *positions]``.
         geometry: how the kernel walks.
         workspace: its budget decides.
+        count: of how many samples; all by default.
     """
     walk = walk_of(geometry) if serves(inputs, grads) else None
     if walk is None:
@@ -59,16 +62,18 @@ def convolution_kernel(inputs: Tensor, grads: Tensor, geometry: Geometry, worksp
     if walk.kernel == (1, 1) and walk.padding == (0, 0):
         # Pixels that no position reads are left out.
         first, walk = first[:, :, :: walk.stride[0], :: walk.stride[1]], walk._replace(stride=(1, 1))
-    kernel = Products(first, second, walk)
+    kernel = Products(first, second, walk, count)
     return kernel if fits(kernel, inputs, workspace) else None
 
 
-def shifted_kernel(inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace) -> ShiftedGram | None:
+def shifted_kernel(
+    inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, count: int | None = None
+) -> ShiftedGram | None:
     """The kernel for norms from Gram matrices of pixels; None where it cannot be used. Arguments as before."""
     walk = walk_of(geometry) if serves(inputs, grads) else None
     if walk is None:
         return None
-    kernel = ShiftedGram(*_images(inputs, grads), walk)
+    kernel = ShiftedGram(*_images(inputs, grads), walk, count)
     return kernel if fits(kernel, inputs, workspace) else None
 
 
@@ -109,7 +114,7 @@ def costs(
 
 def convolution_sums(
     kernel: Products, like: Tensor, shape: torch.Size, workspace: Workspace, *, summed: bool = False, moments: bool = False,
-    directions: Directions | None = None,
+    directions: Directions | None = None, chosen: Tensor | None = None,
 ) -> Sums:  # fmt: skip
     """Each sample's gradient of a convolution's weight, built once.
 
@@ -121,8 +126,9 @@ def convolution_sums(
         summed: whether the gradients' sum is wanted.
         moments: whether the elementwise second moment is wanted.
         directions: along which the gradients are looked at, or None.
+        chosen: the samples that are meant, as many as the kernel is made for; all by default.
     """
-    return sums_of(kernel, shape, like, workspace, summed, moments, directions)
+    return sums_of(kernel, shape, like, workspace, summed, moments, directions, chosen=chosen)
 
 
 def looked(inputs: Tensor, grads: Tensor, geometry: Geometry, probe: Probe) -> Tensor | None:
@@ -142,13 +148,16 @@ def looked(inputs: Tensor, grads: Tensor, geometry: Geometry, probe: Probe) -> T
     return torch.stack(found, dim=1)
 
 
-def shifted_squares(kernel: ShiftedGram, like: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+def shifted_squares(
+    kernel: ShiftedGram, like: Tensor, workspace: Workspace, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """``‖hᵢ‖²`` without any gradient, float64 ``[n]``, and where their digits were lost to cancellation.
 
     Args:
         kernel: what adds them up.
         like: a tensor of the factors' dtype.
         workspace: scratch memory.
+        chosen: the samples that are meant, as many as the kernel is made for; all by default.
     """
-    squares, uncancelled = kernel.run(workspace.buffer("kernel", (kernel.scratch,), like))
+    squares, uncancelled = kernel.run(workspace.buffer("kernel", (kernel.scratch,), like), chosen)
     return squares, ~(squares > uncancelled.mul_(CANCELLED[like.dtype]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -141,6 +141,24 @@ class Contribution(ABC):
             None if probe is None else self.probe(probe),
             self.second_moment() if moments else None,
         )
+
+    def sampled(self, chosen: Tensor, probe: Probe | None, *, moments: bool, workspace: Workspace) -> Figures:
+        """The same where squares are taken of some samples only: the probes are those of all.
+
+        Args:
+            chosen: their indices, int64, on the CPU.
+            probe: random directions, or None.
+            moments: whether the elementwise second moment is wanted, of these samples.
+            workspace: algorithms and scratch memory.
+
+        Returns:
+            Squares are NaN where a sample was not chosen.
+        """
+        along = None if probe is None else self.probe(probe)
+        found = self.borrow(chosen, workspace).figures(moments=moments, workspace=workspace)
+        squares = found.squares.new_full((self.samples,), float("nan"))
+        squares[chosen] = found.squares
+        return replace(found, squares=squares, probes=along)
 
     @abstractmethod
     def dense(self) -> Tensor:

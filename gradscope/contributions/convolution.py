@@ -89,6 +89,9 @@ class Convolution(Contribution):
         return self._figures(workspace or Workspace(), probe, moments=moments)
 
     def _figures(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
+        return self._by(self._algorithm(workspace, moments=moments), workspace, probe, moments=moments)
+
+    def _algorithm(self, workspace: Workspace, *, moments: bool) -> str:
         inputs, geometry = self.inputs, self.geometry
         walk = (*geometry.zeros, geometry.stride, geometry.dilation, geometry.groups)
 
@@ -96,12 +99,33 @@ class Convolution(Contribution):
             own = self.padded()
             return costs(own.inputs, own.grads, own.geometry, workspace, moments=moments)
 
-        algorithm = workspace.choice(
+        return workspace.choice(
             ("convolution", tuple(inputs.shape), tuple(self.shape), *walk, moments, inputs.dtype, inputs.device.type),
             estimated,
             lambda name: self._by(name, workspace, None, moments=moments).squares.sum(),
         )
-        return self._by(algorithm, workspace, probe, moments=moments)
+
+    def sampled(self, chosen: Tensor, probe: Probe | None, *, moments: bool, workspace: Workspace) -> Figures:
+        n = chosen.numel()
+        some = Convolution(self.inputs[:n], self.grads[:n], self.shape, self.geometry)
+        algorithm = some._algorithm(workspace, moments=moments)
+        own = (self.inputs, self.grads, self.geometry, workspace, n)
+        products = convolution_kernel(*own) if algorithm == PRODUCT_KERNEL else None
+        shifted = shifted_kernel(*own) if algorithm == SHIFTED_KERNEL else None
+        if products is None and shifted is None:
+            return super().sampled(chosen, probe, moments=moments, workspace=workspace)
+        # Before the kernel, which finds the factors in cache.
+        probes, second = None if probe is None else self.probe(probe), None
+        if products is not None:
+            sums = convolution_sums(products, self.inputs, self.shape, workspace, moments=moments, chosen=chosen)
+            found, second = sums.squares, sums.second_moment
+        elif shifted is not None:
+            found, lost = shifted_squares(shifted, self.inputs, workspace, chosen)
+            if bool(lost.any()):
+                found[lost] = self.select(chosen[lost])._by(PATCHES, workspace, None, moments=False).squares
+        squares = found.new_full((self.samples,), float("nan"))
+        squares[chosen] = found
+        return Figures(squares, probes, second, algorithm)
 
     def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
         if algorithm == SHIFTED_GRAM and probe is not None and self._has_cheap_probes():

@@ -80,15 +80,17 @@ class Outer(Contribution):
 
     def _figures(self, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
         inputs, grads = self.inputs, self.grads
-        n, groups, positions, d = inputs.shape
-        if positions == 1:
+        if inputs.shape[2] == 1:
             return Figures(by_vectors(inputs, grads), None, self._by_squares(workspace) if moments else None)
-        algorithm = workspace.choice(
-            ("outer", n, groups, positions, d, grads.shape[3], moments, inputs.dtype, inputs.device.type),
+        return self._by(self._algorithm(workspace, moments=moments), workspace, probe, moments=moments)
+
+    def _algorithm(self, workspace: Workspace, *, moments: bool) -> str:
+        inputs, grads = self.inputs, self.grads
+        return workspace.choice(
+            ("outer", *inputs.shape, grads.shape[3], moments, inputs.dtype, inputs.device.type),
             lambda: costs(inputs, grads, workspace, moments=moments),
             lambda name: self._by(name, workspace, None, moments=moments).squares.sum(),
         )
-        return self._by(algorithm, workspace, probe, moments=moments)
 
     def _by(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
         if algorithm == GRAM:
@@ -105,6 +107,24 @@ class Outer(Contribution):
         found = by_products(self.inputs, self.grads, probe, moments=moments, workspace=workspace)
         moment = found.second_moment if found.second_moment is None else found.second_moment.reshape(self.shape)
         return replace(found, probes=found.probes if along is None else along, second_moment=moment)
+
+    def sampled(self, chosen: Tensor, probe: Probe | None, *, moments: bool, workspace: Workspace) -> Figures:
+        n, algorithm = chosen.numel(), ""
+        if self.inputs.shape[2] > 1 and kernels_for(self.inputs, self.grads):
+            some = Outer(self.inputs[:n], self.grads[:n], self.shape)
+            algorithm = some._algorithm(workspace, moments=moments)
+        if algorithm == GRAM_KERNEL:
+            along = None if probe is None else probe.single
+            sums = gram_sums(self.inputs, self.grads, workspace, along, self.bias, chosen)
+            found = Figures(sums.squares, sums.probes, None, algorithm)
+            return found if probe is None or along is not None else replace(found, probes=self.probe(probe))
+        if algorithm == PRODUCT_KERNEL:
+            probes = None if probe is None else self.probe(probe)
+            sums = outer_sums(self.inputs, self.grads, self.shape, workspace, moments=moments, chosen=chosen)
+            squares = sums.squares.new_full((self.samples,), float("nan"))
+            squares[chosen] = sums.squares
+            return Figures(squares, probes, sums.second_moment, algorithm)
+        return super().sampled(chosen, probe, moments=moments, workspace=workspace)
 
     def _by_kernel(self, algorithm: str, workspace: Workspace, probe: Probe | None, *, moments: bool) -> Figures:
         along = None if probe is None else probe.single

@@ -34,55 +34,65 @@ static TARGET void NAME(weighted)(
     }
 }
 
-/* Sum over s, t of <a_s, a_t><b_s, b_t> of one sample, and the same without cancellation: (sum over t of |a_t||b_t|)^2. */
-static TARGET void NAME(gram)(const void *task, ptrdiff_t sample, void *scratch)
+/* What lies along the directions, and the sums over positions of the second factor; `along` is memory for positions + second_size. */
+static TARGET void NAME(gram_look)(const struct gram *of, ptrdiff_t sample, void *scratch)
 {
-    const struct gram *const of = (const struct gram *)task;
+    const REAL *first = (const REAL *)of->first + sample * of->first_step;
+    const REAL *second = (const REAL *)of->second + sample * of->second_step;
+    REAL *along = (REAL *)scratch;
+    for (ptrdiff_t t = 0; t < of->positions; t++)
+        along[t] = NAME(dot)(first + t * of->first_position, (const REAL *)of->right, of->first_size);
+    NAME(weighted)(
+        second, of->second_position, of->positions, of->second_size, along, along + of->positions, (REAL *)of->sums, sample);
+    double square = 0, product = 0;
+    NAME(read)(along + of->positions, (const REAL *)of->left, of->second_size, &square, &product);
+    of->probes[sample] = product;
+}
+
+/* Both factors in panels of WIDTH positions, one after the other. */
+static TARGET void NAME(gram_turn)(const struct gram *of, ptrdiff_t sample, void *scratch)
+{
     const ptrdiff_t positions = of->positions, padded = (positions + WIDTH - 1) / WIDTH * WIDTH;
-    const ptrdiff_t sizes[2] = {of->first_size, of->second_size};
+    const ptrdiff_t sizes[2] = {of->first_size, of->second_size}, steps[2] = {of->first_position, of->second_position};
     const REAL *factors[2] = {
         (const REAL *)of->first + sample * of->first_step, (const REAL *)of->second + sample * of->second_step};
-    const ptrdiff_t steps[2] = {of->first_position, of->second_position};
-    REAL *turned[2] = {(REAL *)scratch, (REAL *)scratch + padded * of->first_size};
-    if (of->left) {
-        /* What the factors are turned from is read for the probe as well, and for the sums over positions. */
-        REAL *along = of->squares ? turned[1] + padded * of->second_size : (REAL *)scratch;
-        for (ptrdiff_t t = 0; t < positions; t++)
-            along[t] = NAME(dot)(factors[0] + t * steps[0], (const REAL *)of->right, sizes[0]);
-        NAME(weighted)(factors[1], steps[1], positions, sizes[1], along, along + padded, (REAL *)of->sums, sample);
-        double square = 0, product = 0;
-        NAME(read)(along + padded, (const REAL *)of->left, sizes[1], &square, &product);
-        of->probes[sample] = product;
-    }
-    if (!of->squares)
-        return;
-    for (int which = 0; which < 2; which++)
-        for (ptrdiff_t t = 0; t < padded; t += WIDTH)
+    REAL *turned = (REAL *)scratch;
+    for (int which = 0; which < 2; turned += padded * sizes[which++])
+        for (ptrdiff_t t = 0; t < positions; t += WIDTH)
             NAME(turned)(
                 factors[which] + t * steps[which], steps[which], positions - t < WIDTH ? positions - t : WIDTH, sizes[which],
-                turned[which] + t * sizes[which], WIDTH, WIDTH);
+                turned + t * sizes[which], WIDTH, WIDTH);
+}
+
+/* Panel `column` of <a_s, a_t><b_s, b_t> above and on the diagonal: what lies apart from it and within its tiles, and the sum of
+ * the diagonal's roots. */
+static TARGET void NAME(gram_column)(const struct gram *of, const void *scratch, ptrdiff_t panel, double found[3])
+{
+    const ptrdiff_t padded = (of->positions + WIDTH - 1) / WIDTH * WIDTH, column = panel * WIDTH;
+    const ptrdiff_t sizes[2] = {of->first_size, of->second_size};
+    const REAL *turned[2] = {(const REAL *)scratch, (const REAL *)scratch + padded * of->first_size};
     double apart = 0, own = 0, lengths = 0;
-    for (ptrdiff_t column = 0; column < padded; column += WIDTH)
-        for (ptrdiff_t row = 0; row < column + WIDTH && row < positions; row += ROWS) {
-            VECTOR tiles[2][ROWS][2], sum = {0};
-            for (int which = 0; which < 2; which++)
-                NAME(tile)(
-                    turned[which] + row / WIDTH * WIDTH * sizes[which] + row % WIDTH, WIDTH,
-                    turned[which] + column * sizes[which], WIDTH, 0, 1, sizes[which], tiles[which]);
+    for (ptrdiff_t row = 0; row < column + WIDTH && row < of->positions; row += ROWS) {
+        VECTOR tiles[2][ROWS][2], sum = {0};
+        for (int which = 0; which < 2; which++)
+            NAME(tile)(
+                turned[which] + row / WIDTH * WIDTH * sizes[which] + row % WIDTH, WIDTH, turned[which] + column * sizes[which],
+                WIDTH, 0, 1, sizes[which], tiles[which]);
 #pragma GCC unroll 16
-            for (int k = 0; k < ROWS; k++)
-                sum += tiles[0][k][0] * tiles[1][k][0] + tiles[0][k][1] * tiles[1][k][1];
-            if (row < column) {
-                apart += NAME(sum)(sum);
-                continue;
-            }
-            own += NAME(sum)(sum);
-            for (int k = 0; k < ROWS; k++) {
-                const REAL *first = (const REAL *)tiles[0][k], *second = (const REAL *)tiles[1][k];
-                const double size = (double)first[row - column + k] * (double)second[row - column + k];
-                lengths += sqrt(size > 0 ? size : 0);
-            }
+        for (int k = 0; k < ROWS; k++)
+            sum += tiles[0][k][0] * tiles[1][k][0] + tiles[0][k][1] * tiles[1][k][1];
+        if (row < column) {
+            apart += NAME(sum)(sum);
+            continue;
         }
-    of->squares[sample] = own + 2 * apart;
-    of->uncancelled[sample] = lengths * lengths;
+        own += NAME(sum)(sum);
+        for (int k = 0; k < ROWS; k++) {
+            const REAL *first = (const REAL *)tiles[0][k], *second = (const REAL *)tiles[1][k];
+            const double size = (double)first[row - column + k] * (double)second[row - column + k];
+            lengths += sqrt(size > 0 ? size : 0);
+        }
+    }
+    found[0] = apart;
+    found[1] = own;
+    found[2] = lengths;
 }

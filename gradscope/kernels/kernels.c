@@ -24,9 +24,11 @@ enum { OUTER, PATCHES, BLOCKS };
 /* Rows of a gradient that a thread works on at once, at most. */
 #define BAND 128
 
-/* Gradients h_i = sum over positions of grads[i, t] (outer) columns[i, t]. Steps are in numbers, not in bytes. */
+/* Gradients h_i = sum over positions of grads[i, t] (outer) columns[i, t]. Steps are in numbers, not in bytes. Where samples are
+ * chosen, there are as many as were, and all that is found is theirs. */
 struct products {
     const void *grads, *inputs;
+    const int64_t *chosen; /* NULL where all are */
     void *moment, *total; /* [outputs, columns]; NULL where nobody asked */
     const void *left, *right; /* directions, for the outputs and for the columns; NULL where nobody asked */
     ptrdiff_t factors; /* whether what lies along them is found in the factors (outer) and not in the tiles */
@@ -40,17 +42,19 @@ struct products {
     ptrdiff_t kind, band, part, chunk, panels, packed, border;
 };
 
+/* A sample counts where it is chosen; what lies along the directions, and sums, are wanted of all. */
 struct gram {
     const void *first, *second;
     const void *left, *right; /* directions, for the second factor and for the first; NULL where nobody asked */
     void *sums; /* of the second factor over positions, [samples, second_size]; NULL where nobody asked */
-    double *squares, *uncancelled, *probes; /* the first NULL where nobody asked */
+    double *squares, *uncancelled, *probes;
     ptrdiff_t samples, positions, first_size, second_size, first_step, second_step, first_position, second_position;
 };
 
 /* Of a convolution; grid_rows and grid_columns are the pixels of one phase, of which there are row_stride * column_stride. */
 struct shifted {
     const void *inputs, *grads, *left, *right;
+    const int64_t *chosen; /* of which squares are wanted; NULL where of all */
     double *squares, *uncancelled, *probes;
     ptrdiff_t samples, channels, height, width, outputs, lines, length;
     ptrdiff_t input_step, channel_step, row_step, grad_step, output_step, line_step;
@@ -108,6 +112,8 @@ struct rows {
 typedef void products_function(const struct products *, ptrdiff_t, ptrdiff_t, void *, double *, double *);
 typedef void piece_function(const struct matrix *, ptrdiff_t, ptrdiff_t, double[2]);
 typedef void rows_function(const struct rows *, ptrdiff_t, ptrdiff_t);
+typedef void look_function(const struct gram *, ptrdiff_t, void *);
+typedef void column_function(const struct gram *, const void *, ptrdiff_t, double[3]);
 /* One sample of a task, in memory of its own. */
 typedef void sample_function(const void *, ptrdiff_t, void *);
 
@@ -116,7 +122,8 @@ typedef void sample_function(const void *, ptrdiff_t, void *);
 static products_function *const products_of[2][2] = EACH(piece_of_products);
 static piece_function *const pieces[2][2] = EACH(piece);
 static rows_function *const rows_of[2][2] = EACH(rows);
-static sample_function *const grams[2][2] = EACH(gram);
+static look_function *const gram_looks[2][2] = EACH(gram_look), *const gram_turns[2][2] = EACH(gram_turn);
+static column_function *const gram_columns[2][2] = EACH(gram_column);
 static sample_function *const shifted_of[2][2] = EACH(shifted);
 static sample_function *const looked_of[2][2] = EACH(looked);
 static sample_function *const normalizations[2][2] = EACH(normalized);
@@ -143,6 +150,17 @@ static int filled(void *rest, size_t size, const char *numbers, Py_ssize_t lengt
     return 1;
 }
 
+/* Whether what was chosen are numbers of samples. */
+static int are_samples(const int64_t *chosen, ptrdiff_t count, ptrdiff_t samples)
+{
+    for (ptrdiff_t i = 0; chosen && i < count; i++)
+        if (chosen[i] < 0 || chosen[i] >= samples) {
+            PyErr_Format(PyExc_ValueError, "sample %lld was chosen of %zd", (long long)chosen[i], samples);
+            return 0;
+        }
+    return 1;
+}
+
 /* All samples, shared out among threads, each of which has `each` bytes of scratch memory. */
 static void run_samples(
     sample_function *run, const void *of, ptrdiff_t samples, int threads, Py_ssize_t scratch, Py_ssize_t each)
@@ -157,12 +175,13 @@ static PyObject *products(PyObject *self, PyObject *args)
 {
     struct products of;
     int vector, doubles, threads;
-    Py_ssize_t grads, inputs, moment, total, left, right, sums, found, scratch, each, length;
+    Py_ssize_t grads, inputs, moment, total, left, right, sums, found, scratch, each, chosen, all, length;
     const char *numbers;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy#nnnnnnnnnnn", &vector, &doubles, &threads, &numbers, &length, &grads, &inputs, &moment, &total,
-                          &left, &right, &of.factors, &sums, &found, &scratch, &each)
-        || !filled(&of.samples, sizeof of - offsetof(struct products, samples), numbers, length))
+    if (!PyArg_ParseTuple(args, "iiiy#nnnnnnnnnnnnn", &vector, &doubles, &threads, &numbers, &length, &grads, &inputs, &moment,
+                          &total, &left, &right, &of.factors, &sums, &found, &scratch, &each, &chosen, &all)
+        || !filled(&of.samples, sizeof of - offsetof(struct products, samples), numbers, length)
+        || !are_samples(of.chosen = ADDRESS(chosen), of.samples, all))
         return NULL;
     of.grads = ADDRESS(grads);
     of.inputs = ADDRESS(inputs);
@@ -183,16 +202,36 @@ static PyObject *products(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* found: squares, the same without cancellation, and probes, [3, samples]; the last alone where `squared` is 0. */
+/* The panels of one sample's Gram matrices together. */
+static void sum_panels(const struct gram *of, ptrdiff_t sample, const double *parts, ptrdiff_t panels)
+{
+    double apart = 0, own = 0, lengths = 0;
+    for (ptrdiff_t panel = 0; panel < panels; panel++, parts += 3) {
+        apart += parts[0];
+        own += parts[1];
+        lengths += parts[2];
+    }
+    of->squares[sample] = own + 2 * apart;
+    of->uncancelled[sample] = lengths * lengths;
+}
+
+/* found: squares, the same without cancellation, and probes, [3, samples], and memory for 3 * panels * (samples, or `count`).
+ *
+ * Squares are those of the `count` samples that are `chosen` (all, where this is 0), and not numbers elsewhere. Where there are
+ * fewer of them than threads (`apart`), threads share panels, and each such sample has `each` bytes of scratch memory; otherwise a
+ * thread has. `aside` bytes more are every thread's. Returns how many squares are no more than `least` of what they would be
+ * without cancellation.
+ */
 static PyObject *gram(PyObject *self, PyObject *args)
 {
     struct gram of;
-    int vector, doubles, threads, squared;
-    Py_ssize_t first, second, left, right, sums, found, scratch, each, length;
+    int vector, doubles, threads, apart;
+    Py_ssize_t first, second, left, right, sums, found, scratch, each, aside, chosen, count, panels, length;
+    double least;
     const char *numbers;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiiy#nnnnnnnn", &vector, &doubles, &threads, &squared, &numbers, &length, &first, &second,
-                          &left, &right, &sums, &found, &scratch, &each)
+    if (!PyArg_ParseTuple(args, "iiiiy#nnnnnnnnnnnnd", &vector, &doubles, &threads, &apart, &numbers, &length, &first, &second,
+                          &left, &right, &sums, &found, &scratch, &each, &aside, &chosen, &count, &panels, &least)
         || !filled(&of.samples, sizeof of - offsetof(struct gram, samples), numbers, length))
         return NULL;
     of.first = ADDRESS(first);
@@ -200,35 +239,84 @@ static PyObject *gram(PyObject *self, PyObject *args)
     of.left = ADDRESS(left);
     of.right = ADDRESS(right);
     of.sums = ADDRESS(sums);
-    of.squares = squared ? ADDRESS(found) : NULL;
-    of.uncancelled = (double *)ADDRESS(found) + of.samples;
+    of.squares = ADDRESS(found);
+    of.uncancelled = of.squares + of.samples;
     of.probes = of.uncancelled + of.samples;
+    double *const parts = of.probes + of.samples;
+    const int wide = vector == 64, kind = doubles != 0;
+    look_function *const look = gram_looks[wide][kind], *const turn = gram_turns[wide][kind];
+    column_function *const column = gram_columns[wide][kind];
+    const int64_t *const index = ADDRESS(chosen);
+    ptrdiff_t lost = 0;
+    if (!are_samples(index, count, of.samples))
+        return NULL;
+    for (ptrdiff_t i = 0; i < of.samples; i++)
+        of.squares[i] = of.uncancelled[i] = NAN;
+    for (ptrdiff_t i = 0; i < count; i++)
+        of.uncancelled[index ? index[i] : i] = 0;
+    char *const memory = ADDRESS(scratch);
     Py_BEGIN_ALLOW_THREADS
-    run_samples(grams[vector == 64][doubles != 0], &of, of.samples, threads, scratch, each);
+#pragma omp parallel num_threads(threads)
+    {
+        char *const own = memory + (apart ? count * each + thread() * aside : thread() * (each + aside));
+        if (!apart) {
+            /* What is read for the directions is in cache for the squares. */
+#pragma omp for schedule(dynamic, 1) nowait
+            for (ptrdiff_t i = 0; i < count; i++) {
+                const ptrdiff_t sample = index ? index[i] : i;
+                if (of.left)
+                    look(&of, sample, own + each);
+                turn(&of, sample, own);
+                for (ptrdiff_t panel = 0; panel < panels; panel++)
+                    column(&of, own, panel, parts + 3 * (i * panels + panel));
+            }
+        } else {
+#pragma omp for schedule(dynamic, 1)
+            for (ptrdiff_t i = 0; i < count; i++)
+                turn(&of, index ? index[i] : i, memory + i * each);
+            /* The longest first. */
+#pragma omp for schedule(dynamic, 1) nowait
+            for (ptrdiff_t task = 0; task < count * panels; task++) {
+                const ptrdiff_t panel = panels - 1 - task / count, i = task % count;
+                column(&of, memory + i * each, panel, parts + 3 * (i * panels + panel));
+            }
+        }
+        if (of.left && (apart || count < of.samples))
+#pragma omp for schedule(dynamic, 1)
+            for (ptrdiff_t sample = 0; sample < of.samples; sample++)
+                if (apart || isnan(of.uncancelled[sample]))
+                    look(&of, sample, own + (apart ? 0 : each));
+    }
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const ptrdiff_t sample = index ? index[i] : i;
+        sum_panels(&of, sample, parts + 3 * i * panels, panels);
+        lost += !(of.squares[sample] > least * of.uncancelled[sample]);
+    }
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return PyLong_FromSsize_t(lost);
 }
 
-/* found: squares, and the same without cancellation, [2, samples]. With directions: what lies along them, [samples], instead. */
+/* found: squares, and the same without cancellation, [2, count]. With directions: what lies along them, [samples], instead. */
 static PyObject *shifted(PyObject *self, PyObject *args)
 {
     struct shifted of;
     int vector, doubles, threads;
-    Py_ssize_t inputs, grads, left, right, found, scratch, each, length;
+    Py_ssize_t inputs, grads, left, right, found, scratch, each, chosen, count, length;
     const char *numbers;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy#nnnnnnn", &vector, &doubles, &threads, &numbers, &length, &inputs, &grads, &left, &right,
-                          &found, &scratch, &each)
-        || !filled(&of.samples, sizeof of - offsetof(struct shifted, samples), numbers, length))
+    if (!PyArg_ParseTuple(args, "iiiy#nnnnnnnnn", &vector, &doubles, &threads, &numbers, &length, &inputs, &grads, &left, &right,
+                          &found, &scratch, &each, &chosen, &count)
+        || !filled(&of.samples, sizeof of - offsetof(struct shifted, samples), numbers, length)
+        || !are_samples(of.chosen = ADDRESS(chosen), count, of.samples))
         return NULL;
     of.inputs = ADDRESS(inputs);
     of.grads = ADDRESS(grads);
     of.left = ADDRESS(left);
     of.right = ADDRESS(right);
     of.squares = of.probes = ADDRESS(found);
-    of.uncancelled = of.squares + of.samples;
+    of.uncancelled = of.squares + count;
     Py_BEGIN_ALLOW_THREADS
-    run_samples((left ? looked_of : shifted_of)[vector == 64][doubles != 0], &of, of.samples, threads, scratch, each);
+    run_samples((left ? looked_of : shifted_of)[vector == 64][doubles != 0], &of, count, threads, scratch, each);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -77,6 +77,19 @@ def check(fits: bool, kernel: str, *shapes: torch.Size) -> None:
         raise ValueError(f"the kernel for {kernel} was given tensors that do not fit together, of shapes {sizes}")
 
 
+def check_chosen(chosen: Tensor | None, count: int, samples: int, kernel: str) -> None:
+    """Refuse samples that are not as many as was said; what they are the kernel looks at.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if chosen is None:
+        check(count == samples, kernel, torch.Size((count,)), torch.Size((samples,)))
+    else:
+        fits = chosen.dtype is torch.int64 and chosen.is_cpu and chosen.is_contiguous() and chosen.shape == (count,)
+        check(fits, kernel, chosen.shape, torch.Size((count,)))
+
+
 def addresses(directions: tuple[Tensor, Tensor], sizes: tuple[int, int], like: Tensor) -> tuple[int, int]:
     """Where two directions lie, of these sizes and contiguous."""
     for direction, size in zip(directions, sizes, strict=True):

@@ -122,8 +122,9 @@ static TARGET void NAME(lay)(
     const struct products *of, struct NAME(work) *own, ptrdiff_t start, ptrdiff_t many, double *probes)
 {
     for (ptrdiff_t sample = start; sample < start + many; sample++) {
-        const REAL *image = (const REAL *)of->inputs + sample * of->input_step;
-        const REAL *back = (const REAL *)of->grads + sample * of->grad_step + own->row * of->output_step;
+        const ptrdiff_t place = of->chosen ? of->chosen[sample] : sample;
+        const REAL *image = (const REAL *)of->inputs + place * of->input_step;
+        const REAL *back = (const REAL *)of->grads + place * of->grad_step + own->row * of->output_step;
         REAL *input = own->inputs + (sample - start) * of->packed, *grad = own->grads + (sample - start) * of->positions * of->band;
         if (of->kind == OUTER)
             NAME(packed_rows)(image + own->column, of->row_step, of->positions, own->columns, WIDTH, input);

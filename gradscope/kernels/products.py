@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradscope.kernels import loaded
 from gradscope.kernels.gram import APART
-from gradscope.kernels.loaded import addresses, check, tile, up
+from gradscope.kernels.loaded import addresses, check, check_chosen, tile, up
 
 #: Rows and columns of a gradient that a thread works on at once, at most; and elements of samples' factors that its second cache
 #: holds.
@@ -64,6 +64,7 @@ class Products:
         inputs: ``[n, T, d]``; with a walk an image without its padding, ``[n, channels, height, width]``.
         grads: ``[n, T, p]``; with a walk ``[n, p, rows, columns]``.
         walk: of the kernel; None for outer products.
+        count: of how many samples; all by default.
         vector: bytes of a vector; by default the widest that this processor has.
 
     Attributes:
@@ -71,17 +72,20 @@ class Products:
         threads: how many of torch's take part: a band of rows and a part of the columns is one's own.
     """
 
-    __slots__ = ("_grads", "_inputs", "_plan", "_vector", "scratch", "threads")
+    __slots__ = ("_count", "_grads", "_inputs", "_plan", "_vector", "scratch", "threads")
 
-    def __init__(self, inputs: Tensor, grads: Tensor, walk: Walk | None = None, vector: int = loaded.VECTOR) -> None:
+    def __init__(
+        self, inputs: Tensor, grads: Tensor, walk: Walk | None = None, count: int | None = None, vector: int = loaded.VECTOR
+    ) -> None:  # fmt: skip
         self._inputs = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
         if walk is not None and grads.stride(2) != grads.shape[3] * grads.stride(3):
             grads = grads.contiguous()
         self._grads = grads
         self._vector = vector
+        self._count = grads.shape[0] if count is None else count
         self._plan = _plan(
             inputs.shape, self._inputs.stride(), grads.shape, grads.stride(), walk, tile(inputs.dtype, vector),
-            torch.get_num_threads(),
+            torch.get_num_threads(), self._count,
         )  # fmt: skip
         self.threads = self._plan.threads
         self.scratch = self.threads * self._plan.each
@@ -89,8 +93,9 @@ class Products:
     def run(
         self, scratch: Tensor, *, total: Tensor | None = None, moment: Tensor | None = None,
         directions: tuple[Tensor, Tensor] | None = None, factors: bool = False, sums: Tensor | None = None,
+        chosen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """``‖hᵢ‖²`` and, with directions, ``leftᵀ hᵢ right``, float64 ``[n]`` each; and what memory is given for.
+        """``‖hᵢ‖²`` and, with directions, ``leftᵀ hᵢ right``, float64 ``[count]`` each; and what memory is given for.
 
         Args:
             scratch: memory of the factors' dtype with anything in it.
@@ -98,26 +103,28 @@ class Products:
             moment: for ``Σᵢ hᵢ²`` elementwise, likewise.
             directions: left ``[p]`` and right, of as many elements as a row of the gradient has; contiguous.
             factors: whether the projections come from the factors, without a walk: they then share nothing with the sums.
-            sums: for ``Σₜ grads[i, t]``, ``[n, p]``, contiguous.
+            sums: for ``Σₜ grads[i, t]``, ``[count, p]``, contiguous.
+            chosen: the samples that are meant, int64, contiguous, as many as was said; all by default.
         """
-        plan, inputs, grads = self._plan, self._inputs, self._grads
+        plan, inputs, grads, count = self._plan, self._inputs, self._grads, self._count
         enough = scratch.numel() >= self.scratch and scratch.dtype is inputs.dtype
         check(enough, "products", scratch.shape, inputs.shape)
         for memory, size in (
             (total, plan.rows * plan.columns),
             (moment, plan.rows * plan.columns),
-            (sums, len(grads) * plan.rows),
+            (sums, count * plan.rows),
         ):
             if memory is not None:
                 fits = memory.numel() == size and memory.is_contiguous() and memory.dtype == inputs.dtype
                 check(fits, "products", memory.shape, inputs.shape, grads.shape)
+        check_chosen(chosen, count, grads.shape[0], "products")
         left, right = (0, 0) if directions is None else addresses(directions, (plan.rows, plan.columns), inputs)
-        found = torch.empty(2, plan.pieces, grads.shape[0], dtype=torch.float64)
+        found = torch.empty(2, plan.pieces, count, dtype=torch.float64)
         loaded.compiled().products(
             self._vector, inputs.dtype == torch.float64, plan.threads, plan.numbers, grads.data_ptr(), inputs.data_ptr(),
             0 if moment is None else moment.data_ptr(), 0 if total is None else total.data_ptr(), left, right,
             factors and directions is not None, 0 if sums is None else sums.data_ptr(), found.data_ptr(),
-            scratch.data_ptr(), plan.each * inputs.itemsize,
+            scratch.data_ptr(), plan.each * inputs.itemsize, 0 if chosen is None else chosen.data_ptr(), grads.shape[0],
         )  # fmt: skip
         squares, probes = found.unbind()
         # Memory that nobody wrote is not read.
@@ -127,17 +134,17 @@ class Products:
 @lru_cache(maxsize=4096)
 def _plan(
     x: torch.Size, x_steps: tuple[int, ...], g: torch.Size, g_steps: tuple[int, ...], walk: Walk | None,
-    size: tuple[int, int], threads: int,
+    size: tuple[int, int], threads: int, count: int,
 ) -> _Plan:  # fmt: skip
     width, rows = size
     fits = x[:2] == g[:2] if walk is None else x[0] == g[0] and walk.reaches(x, g)
     check(fits, "products", x, g)
     if walk is None:
-        (n, positions, p), kind, columns = g, OUTER, x[2]
+        (_, positions, p), kind, columns = g, OUTER, x[2]
         steps = (*g_steps, *x_steps[:2])
         image = (0, columns, *(0,) * 12)
     else:
-        n, p, lines, length = g
+        _, p, lines, length = g
         positions, columns = lines * length, x[1] * walk.kernel[0] * walk.kernel[1]
         # Channels side by side need no patches; a few of them would leave most of a vector empty.
         kind = BLOCKS if 3 * x[1] >= 2 * up(x[1], width) else PATCHES
@@ -156,9 +163,9 @@ def _plan(
     # Columns are laid out anew for each band, so bands are as high as they may be.
     shares = -(-threads // -(-columns // part))
     band = min(BAND, max(2 * rows, up(-(-p // shares), rows)))
-    chunk = max(1, min(n, CACHED // max(1, packed + positions * band)))
+    chunk = max(1, min(count, CACHED // max(1, packed + positions * band)))
     numbers = struct.pack(
-        "30n", n, positions, p, columns, *steps, *image, kind, band, part, chunk, panels, packed, border
+        "30n", count, positions, p, columns, *steps, *image, kind, band, part, chunk, panels, packed, border
     )
     each = chunk * (width + packed + positions * band) + (2 * band + 1) * panels * width + positions + border
     pieces = -(-p // band) * -(-columns // part)

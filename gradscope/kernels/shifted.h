@@ -57,9 +57,10 @@ static TARGET void NAME(grams)(const REAL *packed, ptrdiff_t channels, ptrdiff_t
 }
 
 /* Sum over s, t of <b_s, b_t><patch_s, patch_t> of one sample, and the same without cancellation. */
-static TARGET void NAME(shifted)(const void *task, ptrdiff_t sample, void *scratch)
+static TARGET void NAME(shifted)(const void *task, ptrdiff_t number, void *scratch)
 {
     const struct shifted *const of = (const struct shifted *)task;
+    const ptrdiff_t sample = of->chosen ? of->chosen[number] : number;
     const ptrdiff_t across = (of->grid_rows * of->grid_columns + WIDTH - 1) / WIDTH * WIDTH;
     const ptrdiff_t positions = (of->lines - 1) * of->grid_columns + of->length;
     const ptrdiff_t padded = (positions + WIDTH - 1) / WIDTH * WIDTH, area = of->kernel_rows * of->kernel_columns;
@@ -129,6 +130,6 @@ static TARGET void NAME(shifted)(const void *task, ptrdiff_t sample, void *scrat
                     apart += met[place];
             }
         }
-    of->squares[sample] = own + 2 * apart;
-    of->uncancelled[sample] = lengths * lengths;
+    of->squares[number] = own + 2 * apart;
+    of->uncancelled[number] = lengths * lengths;
 }

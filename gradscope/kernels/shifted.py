@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.kernels import loaded
 from gradscope.kernels.gram import APART
-from gradscope.kernels.loaded import addresses, check, tile, up
+from gradscope.kernels.loaded import addresses, check, check_chosen, tile, up
 from gradscope.kernels.products import Walk
 
 #: Rows of a tile, at most: the last one may reach so far beyond the grid.
@@ -24,6 +24,7 @@ class ShiftedGram:
         inputs: an image without its padding, ``[n, channels, height, width]``.
         grads: b, ``[n, p, rows, columns]``.
         walk: of the kernel.
+        count: of how many samples; all by default.
         vector: bytes of a vector; by default the widest that this processor has.
 
     Attributes:
@@ -31,29 +32,34 @@ class ShiftedGram:
         threads: how many of torch's take part: a sample is one's own.
     """
 
-    __slots__ = ("_each", "_factors", "_numbers", "_vector", "_walk", "scratch", "threads")
+    __slots__ = ("_count", "_each", "_factors", "_numbers", "_vector", "_walk", "scratch", "threads")
 
-    def __init__(self, inputs: Tensor, grads: Tensor, walk: Walk, vector: int = loaded.VECTOR) -> None:
+    def __init__(
+        self, inputs: Tensor, grads: Tensor, walk: Walk, count: int | None = None, vector: int = loaded.VECTOR
+    ) -> None:
         inputs, grads = (factor if factor.stride(3) == 1 else factor.contiguous() for factor in (inputs, grads))
         self._factors = (inputs, grads)
         self._walk = walk
         self._vector = vector
-        self.threads = max(1, min(torch.get_num_threads(), inputs.shape[0]))
+        self._count = inputs.shape[0] if count is None else count
+        self.threads = max(1, min(torch.get_num_threads(), self._count))
         shapes = (inputs.shape, inputs.stride(), grads.shape, grads.stride())
         self._numbers, self._each = _plan(*shapes, walk, tile(inputs.dtype, vector)[0], inputs.itemsize)
         self.scratch = self.threads * self._each
 
-    def run(self, scratch: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums, and what they would be if nothing cancelled; float64 ``[n]`` each.
+    def run(self, scratch: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sums, and what they would be if nothing cancelled; float64 ``[count]`` each.
 
         Args:
             scratch: memory of the factors' dtype with anything in it.
+            chosen: the samples that are summed, int64, contiguous, as many as was said; all by default.
         """
         inputs = self._factors[0]
         enough = scratch.numel() >= self.scratch and scratch.dtype is inputs.dtype
         check(enough, "shifted Gram sums", scratch.shape, inputs.shape)
-        found = torch.empty(2, inputs.shape[0], dtype=torch.float64)
-        self._call(found, scratch, self._each)
+        check_chosen(chosen, self._count, inputs.shape[0], "shifted Gram sums")
+        found = torch.empty(2, self._count, dtype=torch.float64)
+        self._call(found, scratch, self._each, self.threads, self._count, chosen=chosen)
         return found[0], found[1]
 
     def look(self, left: Tensor, right: Tensor) -> Tensor:
@@ -67,18 +73,23 @@ class ShiftedGram:
         (channels, height, width), area = inputs.shape[1:], self._walk.kernel[0] * self._walk.kernel[1]
         if height > 1 and inputs.stride(2) != width:
             # Rows of pixels are read as one.
-            return ShiftedGram(inputs.contiguous(), grads, self._walk, self._vector).look(left, right)
+            return ShiftedGram(inputs.contiguous(), grads, self._walk, vector=self._vector).look(left, right)
         found = torch.empty(inputs.shape[0], dtype=torch.float64)
+        threads = max(1, min(torch.get_num_threads(), inputs.shape[0]))
         each = up(grads.shape[2] * grads.shape[3] + area * height * width, APART)
         directions = addresses((left, right), (grads.shape[1], channels * area), inputs)
-        self._call(found, inputs.new_empty(self.threads * each), each, directions)
+        self._call(found, inputs.new_empty(threads * each), each, threads, inputs.shape[0], directions)
         return found
 
-    def _call(self, found: Tensor, scratch: Tensor, each: int, directions: tuple[int, int] = (0, 0)) -> None:
+    def _call(
+        self, found: Tensor, scratch: Tensor, each: int, threads: int, count: int, directions: tuple[int, int] = (0, 0),
+        chosen: Tensor | None = None,
+    ) -> None:  # fmt: skip
         inputs, grads = self._factors
         loaded.compiled().shifted(
-            self._vector, inputs.dtype == torch.float64, self.threads, self._numbers, inputs.data_ptr(), grads.data_ptr(),
+            self._vector, inputs.dtype == torch.float64, threads, self._numbers, inputs.data_ptr(), grads.data_ptr(),
             *directions, found.data_ptr(), scratch.data_ptr(), each * inputs.itemsize,
+            0 if chosen is None else chosen.data_ptr(), count,
         )  # fmt: skip
 
 

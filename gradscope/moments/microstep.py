@@ -262,18 +262,15 @@ class MicroStep:
     def _square(self, record: Measured, leaf: Leaf, contribution: Contribution) -> None:
         if self.spot is not None:
             record.built = squared_norm(contribution.one(self.spot))
-        n, chosen, probe = contribution.samples, self.chosen, leaf.probe
+        chosen, probe, workspace = self.chosen, leaf.probe, self.workspace
         if chosen is None:
-            found = contribution.figures(probe, moments=self.moments, workspace=self.workspace)
-            record.norms, record.probes, record.second_moment = found.squares, found.probes, found.second_moment
+            found = contribution.figures(probe, moments=self.moments, workspace=workspace)
         else:
             # The check runs on all rows; only the squares are subsampled.
-            record.probes = None if probe is None else contribution.probe(probe)
-            found = contribution.borrow(chosen, self.workspace).figures(moments=self.moments, workspace=self.workspace)
-            record.norms = found.squares.new_full((n,), float("nan"))
-            record.norms[chosen] = found.squares
-            if found.second_moment is not None:
-                record.second_moment = found.second_moment * (n / max(1, chosen.numel()))
+            found = contribution.sampled(chosen, probe, moments=self.moments, workspace=workspace)
+        record.norms, record.probes, record.second_moment = found.squares, found.probes, found.second_moment
+        if chosen is not None and record.second_moment is not None:
+            record.second_moment = record.second_moment * (contribution.samples / max(1, chosen.numel()))
         if found.algorithm:
             record.rule = f"{record.rule} ({found.algorithm})"
 

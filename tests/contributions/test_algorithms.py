@@ -118,6 +118,52 @@ def test_all_figures_at_once_are_the_figures_one_by_one(kind, algorithm, moments
             torch.testing.assert_close(moment, in_full.abs().square().sum(0), rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("single", [True, False], ids=["one direction", "two directions"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_figures_of_some_samples_beside_probes_of_all(kind, algorithm, single):
+    torch.manual_seed(4)
+    contribution, in_full = KINDS[kind]()
+    in_full = in_full.reshape(N, *contribution.shape)
+    probe = Probe.draw(in_full[0], torch.Generator().manual_seed(0))
+    probe = probe.parts[1] if single else probe
+    workspace = Workspace(Forced(algorithm))
+    expected = torch.stack([probe.of(one) for one in in_full])
+    lengths = in_full.reshape(N, -1).abs().square().sum(1)
+    for some in ([N - 1], [2, 0]):
+        chosen, rest = torch.tensor(some), torch.ones(N, dtype=torch.bool)
+        rest[some] = False
+        for moments in (False, True):
+            found = contribution.sampled(chosen, probe, moments=moments, workspace=workspace)
+            torch.testing.assert_close(found.squares[chosen], lengths[chosen], rtol=1e-11, atol=1e-12)
+            assert found.squares[rest].isnan().all()
+            torch.testing.assert_close(found.probes, expected.to(found.probes.dtype), rtol=1e-11, atol=1e-12)
+            assert (found.second_moment is not None) == moments
+            if moments:
+                moment = found.second_moment.reshape(contribution.shape)
+                torch.testing.assert_close(moment, in_full[chosen].abs().square().sum(0), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", [*OUTER, *CONVOLUTION, *KERNELS])
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_chosen_samples_whose_positions_cancel_keep_their_digits(kind, algorithm):
+    torch.manual_seed(0)
+    x, grads = torch.ones(5, 12, 8, 8, dtype=torch.float64), torch.randn(5, 16, 6, 6, dtype=torch.float64)
+    grads -= grads.mean((2, 3), keepdim=True)
+    grads[2, :, 0, 0] += 1e-3
+    if kind == "linear":
+        contribution = Outer(
+            x[:, None, 0, :6, :6].reshape(5, 1, 36, 1), grads.flatten(2).mT[:, None], torch.Size((16, 1))
+        )
+    else:
+        contribution = Convolution(x, grads, torch.Size((16, 12, 3, 3)), Geometry((3, 3), (1, 1), (1, 1), 1))
+    expected = contribution.dense()[2].square().sum()
+    contribution.inputs, contribution.grads = contribution.inputs.float(), contribution.grads.float()
+    found = contribution.sampled(torch.tensor([4, 2]), None, moments=False, workspace=Workspace(Forced(algorithm)))
+    torch.testing.assert_close(found.squares[2], expected, rtol=2e-3, atol=0)
+    assert found.squares[[0, 1, 3]].isnan().all()
+
+
 def long_sequence(positions):
     torch.manual_seed(positions)
     inputs, grads = torch.randn(3, 1, positions, 5).double(), torch.randn(3, 1, positions, 7).double()
@@ -353,7 +399,7 @@ def test_gradients_larger_than_the_cache_are_built_some_channels_at_a_time(monke
 def test_a_kernel_that_leaves_threads_idle_is_reckoned_to_take_longer(compiled):
     if not compiled:
         pytest.skip("without kernels nobody asks")
-    outer = Outer(torch.randn(2, 1, 64, 512), torch.randn(2, 1, 64, 512), torch.Size((512, 512)))
+    outer = Outer(torch.randn(2, 1, 32, 512), torch.randn(2, 1, 32, 512), torch.Size((512, 512)))
     convolution = image(10, 64, 64, n=2)
     found = []
     for threads in (2, 8):

@@ -1,5 +1,6 @@
 """Each compiled kernel against products in float64, for both kinds of vectors, whatever the shapes leave over."""
 
+import math
 import os
 import subprocess
 import sys
@@ -110,8 +111,10 @@ def test_gram_sums(shape, dtype, vector):
     inputs, grads = torch.randn(n, positions, d, dtype=dtype), torch.randn(n, positions, p, dtype=dtype)
     left, right, sums = torch.randn(p, dtype=dtype), torch.randn(d, dtype=dtype), anything((n, p), dtype)
     gradients = torch.bmm(grads.double().mT, inputs.double())
-    kernel = Gram(inputs, grads, vector)
-    squares, uncancelled, probes = kernel.run(anything(kernel.scratch, dtype), directions=(left, right), sums=sums)
+    kernel = Gram(inputs, grads, vector=vector)
+    found, lost = kernel.run(anything(kernel.scratch, dtype), directions=(left, right), sums=sums)
+    squares, uncancelled, probes = found
+    assert lost == 0
     lengths = gradients.square().sum((1, 2))
     assert_close(squares.to(dtype), lengths, lengths)
     expected = (inputs.double().norm(dim=2) * grads.double().norm(dim=2)).sum(1).square()
@@ -122,9 +125,9 @@ def test_gram_sums(shape, dtype, vector):
     again = anything((n, p), dtype)
     assert torch.equal(kernel.look((left, right), again), probes)
     assert torch.equal(again, sums)
-    alone, _, nothing = kernel.run(anything(kernel.scratch, dtype))
-    assert torch.equal(alone, squares)
-    assert nothing is None
+    alone, lost = kernel.run(anything(kernel.scratch, dtype), least=math.inf)
+    assert torch.equal(alone[:2], found[:2])
+    assert lost == n
 
 
 WALKS = {
@@ -163,7 +166,7 @@ def test_products_of_patches(name, layout, dtype, vector):
     size, p, walk = WALKS[name]
     image, grads, gradients = patches_of(size, p, walk, layout, dtype)
     left, right = torch.randn(p, dtype=dtype), torch.randn(gradients.shape[2], dtype=dtype)
-    kernel = Products(image, grads, walk, vector)
+    kernel = Products(image, grads, walk, vector=vector)
     check(kernel, gradients, grads.sum((2, 3)), left, right)
 
 
@@ -173,7 +176,7 @@ def test_products_of_patches(name, layout, dtype, vector):
 def test_gram_sums_of_shifted_pixels(name, layout, dtype, vector):
     size, p, walk = WALKS[name]
     image, grads, gradients = patches_of(size, p, walk, layout, dtype)
-    kernel = ShiftedGram(image, grads, walk, vector)
+    kernel = ShiftedGram(image, grads, walk, vector=vector)
     squares, uncancelled = kernel.run(anything(kernel.scratch, dtype))
     lengths = gradients.square().sum((1, 2))
     assert_close(squares.to(dtype), lengths, lengths)
@@ -187,6 +190,46 @@ def test_gram_sums_of_shifted_pixels(name, layout, dtype, vector):
     assert_close(uncancelled.to(dtype), expected, expected)
 
 
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("some", [[4], [0, 3], [6, 1, 2], [5, 3, 2, 1, 0]], ids=len)
+def test_samples_that_are_chosen(some, dtype, vector):
+    chosen = torch.tensor(some)
+    inputs, grads = torch.randn(7, 70, 12, dtype=dtype), torch.randn(7, 70, 21, dtype=dtype)
+    left, right, sums = torch.randn(21, dtype=dtype), torch.randn(12, dtype=dtype), anything((7, 21), dtype)
+    whole = Gram(inputs, grads, vector=vector)
+    expected = whole.run(anything(whole.scratch, dtype), directions=(left, right))[0]
+    rest = torch.ones(7, dtype=torch.bool).index_fill_(0, chosen, 0)
+    gram = Gram(inputs, grads, len(some), vector)
+    found, lost = gram.run(
+        anything(gram.scratch, dtype), directions=(left, right), sums=sums, chosen=chosen, least=math.inf
+    )
+    assert torch.equal(found[:, chosen], expected[:, chosen])
+    assert torch.equal(found[2], expected[2])
+    assert found[:2, rest].isnan().all()
+    assert lost == len(some)
+    assert_close(sums, grads.double().sum(1), grads.double().abs().sum(1).max())
+    products = Products(inputs, grads, count=len(some), vector=vector)
+    moment = anything((21, 12), dtype)
+    squares = products.run(anything(products.scratch, dtype), moment=moment, chosen=chosen)[0]
+    gradients = torch.bmm(grads.double().mT, inputs.double())[chosen]
+    assert_close(squares.to(dtype), gradients.square().sum((1, 2)), gradients.square().sum())
+    assert_close(moment, gradients.square().sum(0), gradients.square().sum(0).max())
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("some", [[2], [3, 0], [1, 3, 2]], ids=len)
+@pytest.mark.parametrize("name", ["few channels", "blocks of channels", "one by one"])
+def test_samples_of_convolutions_that_are_chosen(name, some, dtype, vector):
+    (_, *image), p, walk = WALKS[name]
+    x, g, gradients = patches_of((4, *image), p, walk, "channels first", dtype)
+    chosen = torch.tensor(some)
+    lengths = gradients[chosen].square().sum((1, 2))
+    for kind in (Products, ShiftedGram):
+        kernel = kind(x, g, walk, len(some), vector)
+        found = kernel.run(anything(kernel.scratch, dtype), chosen=chosen)[0]
+        assert_close(found.to(dtype), lengths, lengths)
+
+
 def test_factors_that_lie_apart(dtype, vector):
     n, positions, d, p = 3, 10, 12, 9
     inputs = torch.randn(positions, n, 2 * d, dtype=dtype)[:, :, 3 : d + 3].transpose(0, 1)
@@ -195,9 +238,9 @@ def test_factors_that_lie_apart(dtype, vector):
     for factor in (inputs, same):
         gradients = torch.bmm(grads.double().mT, factor.double())
         lengths = gradients.square().sum((1, 2))
-        products, gram = Products(factor, grads, vector=vector), Gram(factor, grads, vector)
-        for kernel in (products, gram):
-            assert_close(kernel.run(anything(kernel.scratch, dtype))[0].to(dtype), lengths, lengths)
+        products, gram = Products(factor, grads, vector=vector), Gram(factor, grads, vector=vector)
+        assert_close(products.run(anything(products.scratch, dtype))[0].to(dtype), lengths, lengths)
+        assert_close(gram.run(anything(gram.scratch, dtype))[0][0].to(dtype), lengths, lengths)
 
 
 @pytest.mark.usefixtures("_threads")
@@ -278,6 +321,13 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
         lambda: ShiftedGram(image, torch.randn(2, 4, 7, 6), walk),
         lambda: Products(x, g).run(scratch[:10]),
         lambda: Gram(x, g).run(scratch[:10]),
+        lambda: Gram(x, g, 1).run(scratch),
+        lambda: Gram(x, g, 1).run(scratch, chosen=torch.tensor([0, 1])),
+        lambda: Gram(x, g, 1).run(scratch, chosen=torch.tensor([2])),
+        lambda: Gram(x, g, 1).run(scratch, chosen=torch.tensor([-1])),
+        lambda: Gram(x, g, 1).run(scratch, chosen=torch.tensor([1.0])),
+        lambda: Products(x, g, count=1).run(scratch, chosen=torch.tensor([2])),
+        lambda: ShiftedGram(image, torch.randn(2, 4, 6, 6), walk, 1).run(scratch, torch.tensor([2])),
         lambda: ShiftedGram(image, torch.randn(2, 4, 6, 6), walk).run(scratch[:10]),
         lambda: ShiftedGram(image, torch.randn(2, 4, 6, 6), walk).look(torch.ones(4), torch.ones(26)),
         lambda: Products(x, g).run(scratch, total=torch.empty(6, 6)),
@@ -289,7 +339,7 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
         lambda: rows_read(x[0], torch.ones(6), g[0, :4], torch.ones(7)),
         lambda: normalized_sums(x, g, 1e-5, centred=True),
     ):
-        with pytest.raises(ValueError, match="do not fit together"):
+        with pytest.raises(ValueError, match=r"do not fit together|was chosen of 2"):
             wrong()
 
 
@@ -298,6 +348,7 @@ def test_not_a_number_stays_one(dtype):
     inputs[1, 2, 3] = float("nan")
     for kernel in (Products(inputs, grads), Gram(inputs, grads)):
         squares = kernel.run(anything(kernel.scratch, dtype))[0]
+        squares = squares[0] if squares.dim() > 1 else squares
         assert squares[0].isfinite()
         assert squares[1].isnan()
 
