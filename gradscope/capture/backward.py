@@ -40,13 +40,27 @@ class Backward:
         task: autograd's number of it.
     """
 
-    __slots__ = ("added", "arrivals", "creates", "forwards", "fresh", "lost", "restarted", "task", "touched", "unseen")
+    __slots__ = (
+        "added",
+        "arrivals",
+        "creates",
+        "forwards",
+        "fresh",
+        "lost",
+        "restarted",
+        "task",
+        "touched",
+        "unseen",
+        "usual",
+    )
 
     def __init__(self, task: int) -> None:
         self.task = task
         #: Whether it builds a graph of its own (``create_graph``).
         self.creates = False
         self.forwards: list[Forward] = []
+        #: The last one that it reached, if the backward is an ordinary one for it.
+        self.usual: Forward | None = None
         self.arrivals: dict[int, Arrival] = {}
         #: Parameters whose ``.grad`` will hold what arrives, and nothing else: it is read when the backward is over.
         self.fresh: set[int] = set()

@@ -15,6 +15,7 @@ from gradscope.moments.microstep import MicroStep, coarsest
 
 if TYPE_CHECKING:
     from gradscope.capture.call import Call
+    from gradscope.capture.prompt_call import PromptCall
     from gradscope.capture.recomputed_call import RecomputedCall
 
 
@@ -39,7 +40,7 @@ class Noted(NamedTuple):
         leaves: the layer's parameters that ask for a gradient.
     """
 
-    call: Call
+    call: PromptCall
     x: Tensor
     source: Any
     version: int
@@ -78,6 +79,7 @@ class Forward:
         keeps: layers whose calls kept their inputs; a checkpoint has to keep them again, whatever was learnt since.
         notes: whether it may be that all that is to be done when a layer has run waits until the forward has ended.
         noted: calls for which it does.
+        prompt: those that have been made up for, until the forward ends.
         made: per call, its output's node, its inputs' nodes and its parameters, until the forward ends.
         interacting: those parameters among them after which samples interact.
         uncovered: per parameter index, why one of its uses cannot be described.
@@ -114,6 +116,7 @@ class Forward:
         "outputs",
         "packs",
         "pending",
+        "prompt",
         "recomputed",
         "root",
         "samples",
@@ -161,6 +164,7 @@ class Forward:
         self.made: list[tuple[Any, list[Any], list[int]]] = []
         self.notes = False
         self.noted: list[Noted] = []
+        self.prompt: list[PromptCall] = []
         self.seen: list[weakref.ref[Tensor]] = []
         self.uncovered: dict[int, str] = {}
         #: What the last layer with a rule read, its version, and the layer's call.
@@ -198,5 +202,5 @@ class Forward:
         self.frontier = self.latest = None
         for calls in self.above.values():
             calls.clear()
-        for held in (self.unbatched, self.recomputed, self.made, self.noted):
+        for held in (self.unbatched, self.recomputed, self.made, self.noted, self.prompt):
             held.clear()

@@ -199,6 +199,7 @@ class Forwarding:
             forward.made.append((made.grad_fn, [source], indices))
             self._enrol(forward, call, made, sure=True)
             self._share(forward, call, x, version)
+            forward.prompt.append(call)
 
     def _enrol(self, forward: Forward, call: Call, made: Made, *, sure: bool) -> None:
         """Give a call its number among its layer's, and ask the graph where it is not known whether its output has samples.
@@ -285,6 +286,8 @@ class Forwarding:
             for leaf in self.recorder.leaves:
                 if leaf.index in forward.uncovered and id(leaf.live) in inside:
                     forward.uncovered[leaf.index] = COMPILED
+        for call in forward.prompt:
+            call.prepare()
         forward.let_go()
 
     def waiting_samples(self) -> int | None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradscope.capture.call import Call
 from gradscope.capture.forward import Forward, Made, Noted
 from gradscope.capture.kept import Kept
 from gradscope.capture.plan import Plan
+from gradscope.capture.prompt_call import PromptCall
 from gradscope.capture.row_call import RowCall
 from gradscope.rules.convolution import CONVOLUTION
 from gradscope.rules.linear import LINEAR
@@ -41,7 +41,7 @@ def note(
         return False
     leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
     if leaves:
-        call = (RowCall if rows else Call)(recorder, plan, forward, Kept(args), ())
+        call = (RowCall if rows else PromptCall)(recorder, plan, forward, Kept(args), ())
         if plan.rule.saved is not None:
             call.saved = plan.rule.saved(output)
         output.register_hook(recorder.shielded(call.on_grad))

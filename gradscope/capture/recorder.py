@@ -183,6 +183,17 @@ class Recorder:
             forward.step = self._new_step(forward)
         return not forward.differentiated
 
+    def enters_as_usual(self, forward: Forward) -> bool:
+        """Note that a backward has reached this forward; whether it is an ordinary one, and the only one of its graph."""
+        if self.tagging is not None or self.guarding or forward.tags is not None:
+            return False
+        if self.backward is not None and self.backward.usual is forward:
+            return True
+        if not self.enter(forward) or self.more_backwards() or torch.is_grad_enabled() or self.backward is None:
+            return False
+        self.backward.usual = forward
+        return True
+
     def _begin(self, forward: Forward | None) -> Backward:
         """A backward has begun: what lies in ``.grad`` already decides how its parameters are looked at."""
         backward = self.backward = Backward(torch._C._current_graph_task_id())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from gradscope.contributions import (
     settle_vectors,
     sum_of_uses,
 )
+from gradscope.contributions.figures import Figures
 from gradscope.contributions.precision import squared_norm
 from gradscope.contributions.workspace import Workspace
 from gradscope.moments.arrival import Arrival
@@ -68,6 +70,12 @@ class Measured:
 
     def __init__(self, **known: Any) -> None:
         self.__dict__.update(known)
+
+    def take(self, found: Figures) -> None:
+        """Figures, and by which algorithm."""
+        self.norms, self.probes, self.second_moment = found.squares, found.probes, found.second_moment
+        if found.algorithm:
+            self.rule = f"{self.rule} ({found.algorithm})"
 
     @property
     def described(self) -> bool:
@@ -262,17 +270,33 @@ class MicroStep:
     def _square(self, record: Measured, leaf: Leaf, contribution: Contribution) -> None:
         if self.spot is not None:
             record.built = squared_norm(contribution.one(self.spot))
-        chosen, probe, workspace = self.chosen, leaf.probe, self.workspace
+        record.take(self.figures(leaf, contribution))
+
+    def figures(self, leaf: Leaf, contribution: Contribution) -> Figures:
+        """What one parameter's contributions come to: squares are those of the chosen samples, probes those of all."""
+        chosen, workspace = self.chosen, self.workspace
         if chosen is None:
-            found = contribution.figures(probe, moments=self.moments, workspace=workspace)
-        else:
-            # The check runs on all rows; only the squares are subsampled.
-            found = contribution.sampled(chosen, probe, moments=self.moments, workspace=workspace)
-        record.norms, record.probes, record.second_moment = found.squares, found.probes, found.second_moment
-        if chosen is not None and record.second_moment is not None:
-            record.second_moment = record.second_moment * (contribution.samples / max(1, chosen.numel()))
-        if found.algorithm:
-            record.rule = f"{record.rule} ({found.algorithm})"
+            return contribution.figures(leaf.probe, moments=self.moments, workspace=workspace)
+        found = contribution.sampled(chosen, leaf.probe, moments=self.moments, workspace=workspace)
+        if found.second_moment is None:
+            return found
+        return replace(found, second_moment=found.second_moment * (contribution.samples / max(1, chosen.numel())))
+
+    def note(self, leaf: Leaf, found: Figures, rule: str, dtype: torch.dtype) -> None:
+        """Figures of a parameter's only use.
+
+        Args:
+            leaf: the parameter.
+            found: what its contributions came to.
+            rule: what described them.
+            dtype: precision that they were computed from.
+        """
+        record = self.of(leaf)
+        if record.reason:
+            # Something else was said of it meanwhile.
+            return
+        record.rule, record.dtype = rule, coarsest(record.dtype, dtype)
+        record.take(found)
 
 
 def settle_all(steps: Iterable[MicroStep]) -> None:
