@@ -159,7 +159,9 @@ class OpenWindow(Closing):
             grad = grad.detach() - leaf.baseline
         exact = first and arrival.times == 1 and leaf.baseline is None and grad.dtype == arrival.dtype
         self.grad_sq[leaf.index] = arrival.squared_norm if exact else squared_norm(grad.detach())
-        if self.moments:
+        if self.moments and exact and arrival.copy is not None:
+            self.grads[leaf.index], arrival.copy = arrival.copy, None
+        elif self.moments:
             whole = dense(grad.detach())
             held = self.grads.get(leaf.index)
             held = self.workspace.lend(whole.shape, whole) if held is None or held.shape != whole.shape else held

@@ -16,6 +16,9 @@ from gradscope.moments.arrival import Arrival, arrivals_of
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest, joined
 
+#: Lends memory for a tensor of a shape, like another.
+Lender = Callable[[torch.Size, Tensor], Tensor]
+
 TWO_FORWARDS = (
     "several forwards share this backward, and whether they saw the same samples is not known: say "
     "scope.annotate(same_samples=True) (siamese branches) or same_samples=False (real and generated batches) before it"
@@ -116,8 +119,14 @@ class Backward:
                 self.restarted.add(leaf.index)
                 leaf.baseline = None
 
-    def read(self, leaves: Sequence[Leaf], generator: torch.Generator) -> None:
-        """Read what was left for the end; forget what was asked for and not accumulated."""
+    def read(self, leaves: Sequence[Leaf], generator: torch.Generator, memory: Lender | None = None) -> None:
+        """Read what was left for the end; forget what was asked for and not accumulated.
+
+        Args:
+            leaves: all parameters.
+            generator: where directions come from that are not drawn yet.
+            memory: lends memory for copies, where these will be wanted.
+        """
         known: dict[int, tuple[Tensor, Probe]] = {}
         for leaf in leaves:
             index = leaf.index
@@ -133,7 +142,7 @@ class Backward:
                 leaf.baseline, leaf.hooked = None, False
         if known:
             grads, probes = zip(*known.values(), strict=True)
-            self.arrivals.update(zip(known, arrivals_of(grads, probes), strict=True))
+            self.arrivals.update(zip(known, arrivals_of(grads, probes, memory), strict=True))
         self.arrivals = {index: arrival for index, arrival in self.arrivals.items() if index in self.added}
         self.restarted &= self.added
         self.touched &= self.added

@@ -292,7 +292,7 @@ class Recorder:
         backward, self.backward = self.backward, None
         if backward is None:
             return
-        backward.read(self.leaves, self.generator)
+        backward.read(self.leaves, self.generator, self.workspace.lend if self.options.moments else None)
         for leaf in backward.lost:
             leaf.prompt = True
         if backward.creates and not backward.added:

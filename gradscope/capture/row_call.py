@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradscope.capture.layout import BatchDim
 from gradscope.capture.prompt_call import PromptCall, Taken
-from gradscope.contributions.row import RowSketch, sketch_rows
+from gradscope.contributions.row import RowSketch, row_moments, sketch_rows
 from gradscope.moments.microstep import coarsest
 
 if TYPE_CHECKING:
@@ -23,13 +23,15 @@ class RowCall(PromptCall):
 
     Attributes:
         sketch: those numbers.
+        moments: second moments of the weight and of the bias, where these are wanted.
     """
 
-    __slots__ = ("sketch",)
+    __slots__ = ("moments", "sketch")
 
     def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, key: tuple[object, ...]) -> None:
         super().__init__(recorder, plan, forward, kept, key)
         self.sketch: RowSketch | None = None
+        self.moments: tuple[Tensor, Tensor] | None = None
 
     def finish(self) -> None:
         """Note whose numbers those were."""
@@ -39,11 +41,14 @@ class RowCall(PromptCall):
             super().finish()
             return
         self.taken = None
-        records = [step.of(leaf) for leaf in self.own.values()]
-        for record in records:
+        # A bias may have been registered before its weight.
+        records = [step.of(self.own[name]) for name in ("weight", "bias") if name in self.own]
+        moments, self.moments = self.moments or (None, None), None
+        for record, moment in zip(records, moments, strict=False):
             if record.reason:
                 # Something else was said of it meanwhile.
                 continue
+            record.second_moment = moment
             record.rule, record.sketch = self.rule.name, sketch
             record.dtype = coarsest(record.dtype, sketch.rows.dtype)
             record.assumed |= self.forward.ambiguous or not layout.measured
@@ -56,7 +61,7 @@ class RowCall(PromptCall):
     def _sketched(self, grad: Tensor, layout: BatchDim) -> RowSketch | None:
         """Those numbers, where they are all that is wanted and the weight and the bias are looked at along one direction."""
         step, weight, bias = self.forward.step, self.own.get("weight"), self.own.get("bias")
-        if step is None or weight is None or layout.dim or self.recorder.options.moments:
+        if step is None or weight is None or layout.dim or (step.moments and step.chosen is not None):
             return None
         probe = weight.probe
         if probe is None or len(probe.lefts) != 1 or grad.shape[0] != self.forward.samples:
@@ -71,4 +76,14 @@ class RowCall(PromptCall):
             return None
         if not (x.dtype is grad.dtype is probe.left.dtype and x.is_floating_point()):
             return None
-        return sketch_rows(x, grad, probe)
+        workspace = step.workspace
+        if not step.moments:
+            return sketch_rows(x, grad, probe)
+        squares = (
+            workspace.buffer("squares of inputs", x.shape, x),
+            workspace.buffer("squares of rows", grad.shape, grad),
+        )
+        found = sketch_rows(x, grad, probe, squares)
+        if found is not None:
+            self.moments = row_moments(squares, workspace)
+        return found

@@ -33,21 +33,42 @@ class RowSketch(NamedTuple):
     left: Tensor
 
 
-def sketch_rows(x: Tensor, row: Tensor, probe: Probe) -> RowSketch | None:
+#: Memory for the squares of a layer's input and of its output's gradient.
+Squares = tuple[Tensor, Tensor]
+
+
+def sketch_rows(x: Tensor, row: Tensor, probe: Probe, squares: Squares | None = None) -> RowSketch | None:
     """Those numbers of rows ``[n, d]`` and ``[n, p]`` along a single direction; None where they would lose digits.
 
     Args:
         x: the layer's input.
         row: gradient of its output.
         probe: the direction.
+        squares: memory for each number's square, where these are wanted too.
     """
     if x.stride(1) == row.stride(1) == 1 and serves(x, row):
-        inputs, right, rows, left = rows_read(x, probe.rights[0], row, probe.lefts[0]).unbind()
+        inputs, right, rows, left = rows_read(x, probe.rights[0], row, probe.lefts[0], squares).unbind()
         return RowSketch(inputs, rows, right, left)
     if max(x.shape[1], row.shape[1]) > BLOCK:
         return None
+    if squares is not None:
+        torch.mul(x, x, out=squares[0])
+        torch.mul(row, row, out=squares[1])
     length = torch.linalg.vector_norm
     return RowSketch(length(x, dim=1), length(row, dim=1), x.mv(probe.rights[0]), row.mv(probe.lefts[0]))
+
+
+def row_moments(squares: Squares, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """``Σᵢ hᵢ²`` elementwise of the weight, ``[p, d]``, and of the bias, ``[p]``, in memory that is lent.
+
+    Args:
+        squares: of the rows' numbers.
+        workspace: where the memory comes from.
+    """
+    inputs, rows = squares
+    weight = workspace.lend(torch.Size((rows.shape[1], inputs.shape[1])), inputs)
+    bias = workspace.lend(rows.shape[1:], rows)
+    return torch.mm(rows.T, inputs, out=weight), torch.sum(rows, 0, out=bias)
 
 
 def settle(sketches: Sequence[RowSketch]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:

@@ -5,6 +5,7 @@ length and a projection at one look; these are written in C. Without them (no co
 ``GRADSCOPE_KERNELS=0``) torch's operators give the same figures, up to rounding.
 """
 
+from gradscope.kernels.elementwise import ratio_sums, variance_and_signal
 from gradscope.kernels.gram import Gram
 from gradscope.kernels.loaded import ABSENT, INSTRUCTIONS, VARIABLE, serves, width_of
 from gradscope.kernels.normalized import normalized_sums
@@ -13,6 +14,6 @@ from gradscope.kernels.readings import readings, rows_read
 from gradscope.kernels.shifted import ShiftedGram
 
 __all__ = [
-    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "normalized_sums", "readings", "rows_read",
-    "serves", "width_of",
+    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "normalized_sums", "ratio_sums", "readings",
+    "rows_read", "serves", "variance_and_signal", "width_of",
 ]  # fmt: skip

@@ -11,6 +11,7 @@
 #include "shifted.h"
 #include "looked.h"
 #include "normalized.h"
+#include "elementwise.h"
 
 #undef VECTOR
 #undef PLACES

@@ -72,13 +72,24 @@ struct normalized {
 /* A matrix and two directions; pieces [begin, end) are its own, of `height` rows each. */
 struct matrix {
     const void *numbers, *left, *right;
+    void *copy; /* NULL where nobody asked */
     ptrdiff_t rows, columns, height, begin, end;
 };
 
 struct rows {
     const void *numbers, *direction;
-    void *found;
+    void *found, *squares; /* the latter NULL where nobody asked */
     ptrdiff_t rows, columns, step;
+};
+
+/* What is written of numbers that are read: nothing, the same again, or their squares. */
+enum { NOTHING_KEPT, COPIES, SQUARES };
+
+/* Elements of a gradient and of the sum of its samples' squares; or of two matrices whose quotients are wanted. */
+struct elements {
+    const void *first, *second;
+    void *variance, *signal;
+    double weight_square, variance_scale, signal_scale;
 };
 
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
@@ -111,6 +122,8 @@ struct rows {
 
 typedef void products_function(const struct products *, ptrdiff_t, ptrdiff_t, void *, double *, double *);
 typedef void piece_function(const struct matrix *, ptrdiff_t, ptrdiff_t, double[2]);
+typedef void elements_function(const struct elements *, ptrdiff_t, ptrdiff_t);
+typedef void ratios_function(const struct elements *, ptrdiff_t, ptrdiff_t, double[2]);
 typedef void rows_function(const struct rows *, ptrdiff_t, ptrdiff_t);
 typedef void look_function(const struct gram *, ptrdiff_t, void *);
 typedef void column_function(const struct gram *, const void *, ptrdiff_t, double[3]);
@@ -121,6 +134,8 @@ typedef void sample_function(const void *, ptrdiff_t, void *);
 #define EACH(name) {{name##_float_256, name##_double_256}, {name##_float_512, name##_double_512}}
 static products_function *const products_of[2][2] = EACH(piece_of_products);
 static piece_function *const pieces[2][2] = EACH(piece);
+static elements_function *const elementwise_of[2][2] = EACH(elementwise);
+static ratios_function *const ratios_of[2][2] = EACH(ratios);
 static rows_function *const rows_of[2][2] = EACH(rows);
 static look_function *const gram_looks[2][2] = EACH(gram_look), *const gram_turns[2][2] = EACH(gram_turn);
 static column_function *const gram_columns[2][2] = EACH(gram_column);
@@ -354,7 +369,7 @@ static PyObject *readings(PyObject *self, PyObject *args)
     const ptrdiff_t count = length / (ptrdiff_t)sizeof(struct matrix);
     const struct matrix *const matrices = (const struct matrix *)packed;
     if (!count || length % (ptrdiff_t)sizeof(struct matrix)) {
-        PyErr_SetString(PyExc_ValueError, "matrices were expected, each of eight numbers");
+        PyErr_SetString(PyExc_ValueError, "matrices were expected, each of nine numbers");
         return NULL;
     }
     piece_function *const run = pieces[vector == 64][doubles != 0];
@@ -390,11 +405,14 @@ static PyObject *rows(PyObject *self, PyObject *args)
 {
     struct rows of[2];
     int vector, doubles, threads;
-    Py_ssize_t found, count, first, along_first, second, along_second;
+    Py_ssize_t found, count, first, along_first, first_squares, second, along_second, second_squares;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiinnnnnnnnnn", &vector, &doubles, &threads, &found, &count, &first, &along_first, &of[0].columns,
-                          &of[0].step, &second, &along_second, &of[1].columns, &of[1].step))
+    if (!PyArg_ParseTuple(args, "iiinnnnnnnnnnnn", &vector, &doubles, &threads, &found, &count, &first, &along_first,
+                          &of[0].columns, &of[0].step, &first_squares, &second, &along_second, &of[1].columns, &of[1].step,
+                          &second_squares))
         return NULL;
+    of[0].squares = ADDRESS(first_squares);
+    of[1].squares = ADDRESS(second_squares);
     rows_function *const run = rows_of[vector == 64][doubles != 0];
     of[0].numbers = ADDRESS(first);
     of[0].direction = ADDRESS(along_first);
@@ -408,6 +426,53 @@ static PyObject *rows(PyObject *self, PyObject *args)
     for (int share = 0; share < threads; share++)
         for (int which = 0; which < 2; which++)
             run(of + which, count * share / threads, count * (share + 1) / threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* Elements that are shared out among threads, a piece at a time. */
+#define ELEMENTS 32768
+
+/* Variance and signal of each element. */
+static PyObject *elementwise(PyObject *self, PyObject *args)
+{
+    struct elements of;
+    int vector, doubles, threads;
+    Py_ssize_t count, mean, own, variance, signal;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiinnnnnddd", &vector, &doubles, &threads, &count, &mean, &own, &variance, &signal,
+                          &of.weight_square, &of.variance_scale, &of.signal_scale))
+        return NULL;
+    of.first = ADDRESS(mean);
+    of.second = ADDRESS(own);
+    of.variance = ADDRESS(variance);
+    of.signal = ADDRESS(signal);
+    elements_function *const run = elementwise_of[vector == 64][doubles != 0];
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for schedule(static) num_threads(threads) if (count > ELEMENTS)
+    for (ptrdiff_t start = 0; start < count; start += ELEMENTS)
+        run(&of, start, count - start < ELEMENTS ? count : start + ELEMENTS);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* found: the sum of above / below over each piece of elements, and their number without 0 / 0, [pieces, 2]. */
+static PyObject *ratios(PyObject *self, PyObject *args)
+{
+    struct elements of;
+    int vector, doubles, threads;
+    Py_ssize_t count, below, above, found;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiinnnn", &vector, &doubles, &threads, &count, &below, &above, &found))
+        return NULL;
+    of.first = ADDRESS(below);
+    of.second = ADDRESS(above);
+    ratios_function *const run = ratios_of[vector == 64][doubles != 0];
+    double *const out = ADDRESS(found);
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for schedule(static) num_threads(threads) if (count > ELEMENTS)
+    for (ptrdiff_t start = 0; start < count; start += ELEMENTS)
+        run(&of, start, count - start < ELEMENTS ? count : start + ELEMENTS, out + 2 * (start / ELEMENTS));
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -432,6 +497,8 @@ static PyMethodDef methods[] = {
     {"shifted", shifted, METH_VARARGS, "Squared norms of convolutions' gradients, from Gram matrices of pixels."},
     {"normalized", normalized, METH_VARARGS, "What samples add to scale and shift of a normalisation over the last dimension."},
     {"readings", readings, METH_VARARGS, "Squared norms and projections of matrices."},
+    {"elementwise", elementwise, METH_VARARGS, "Variance and signal of every element of a gradient."},
+    {"ratios", ratios, METH_VARARGS, "Sums of the elements' quotients of two matrices."},
     {"rows", rows, METH_VARARGS, "Lengths and projections of the rows of two matrices."},
     {"widest", widest, METH_NOARGS, "Bytes of the widest vectors that this processor has."},
     {NULL, NULL, 0, NULL},

@@ -3,9 +3,9 @@
 /* Numbers whose squares are added up in REAL before the sum goes on in double. */
 #define BLOCK 1024
 
-/* Adds |row|^2 and <row, direction> of `length` numbers. */
-static inline TARGET __attribute__((always_inline)) void NAME(read)(
-    const REAL *row, const REAL *direction, ptrdiff_t length, double *square, double *along)
+/* Adds |row|^2 and <row, direction> of `length` numbers; `kept` is memory for as many. */
+static inline TARGET __attribute__((always_inline)) void NAME(read_and_keep)(
+    const REAL *row, const REAL *direction, ptrdiff_t length, double *square, double *along, REAL *kept, const int how)
 {
     for (ptrdiff_t start = 0; start < length; start += BLOCK) {
         const ptrdiff_t end = start + BLOCK < length ? start + BLOCK : length;
@@ -17,20 +17,36 @@ static inline TARGET __attribute__((always_inline)) void NAME(read)(
                 const VECTOR here = *(const VECTOR *)(row + i + part * LANES);
                 squares[part] += here * here;
                 products[part] += here * *(const VECTOR *)(direction + i + part * LANES);
+                if (how == COPIES)
+                    *(VECTOR *)(kept + i + part * LANES) = here;
+                if (how == SQUARES)
+                    *(VECTOR *)(kept + i + part * LANES) = here * here;
             }
         for (; i + LANES <= end; i += LANES) {
             const VECTOR here = *(const VECTOR *)(row + i);
             squares[0] += here * here;
             products[0] += here * *(const VECTOR *)(direction + i);
+            if (how == COPIES)
+                *(VECTOR *)(kept + i) = here;
+            if (how == SQUARES)
+                *(VECTOR *)(kept + i) = here * here;
         }
         REAL rest[2] = {0, 0};
         for (; i < end; i++) {
             rest[0] += row[i] * row[i];
             rest[1] += row[i] * direction[i];
+            if (how)
+                kept[i] = how == COPIES ? row[i] : row[i] * row[i];
         }
         *square += NAME(sum)((squares[0] + squares[1]) + (squares[2] + squares[3])) + rest[0];
         *along += NAME(sum)((products[0] + products[1]) + (products[2] + products[3])) + rest[1];
     }
+}
+
+static inline TARGET __attribute__((always_inline)) void NAME(read)(
+    const REAL *row, const REAL *direction, ptrdiff_t length, double *square, double *along)
+{
+    NAME(read_and_keep)(row, direction, length, square, along, NULL, NOTHING_KEPT);
 }
 
 /* <row, direction>. */
@@ -53,21 +69,31 @@ static TARGET void NAME(piece)(const struct matrix *of, ptrdiff_t first, ptrdiff
     const REAL *left = (const REAL *)of->left;
     found[0] = found[1] = 0;
     for (ptrdiff_t row = first; row < last; row++) {
+        const REAL *numbers = (const REAL *)of->numbers + row * of->columns;
         double along = 0;
-        NAME(read)(
-            (const REAL *)of->numbers + row * of->columns, (const REAL *)of->right, of->columns, found, &along);
+        if (of->copy)
+            NAME(read_and_keep)(
+                numbers, (const REAL *)of->right, of->columns, found, &along, (REAL *)of->copy + row * of->columns, COPIES);
+        else
+            NAME(read)(numbers, (const REAL *)of->right, of->columns, found, &along);
         found[1] += along * left[row];
     }
 }
 
-/* |row| and <row, direction> of rows [first, last); lengths first, then what lies along the direction, `rows` of each. */
+/* |row| and <row, direction> of rows [first, last); lengths first, then what lies along the direction, `rows` of each. Their squares
+ * number by number too, where there is memory for them. */
 static TARGET void NAME(rows)(const struct rows *of, ptrdiff_t first, ptrdiff_t last)
 {
     REAL *lengths = (REAL *)of->found, *along = lengths + of->rows;
     for (ptrdiff_t row = first; row < last; row++) {
+        const REAL *numbers = (const REAL *)of->numbers + row * of->step;
         double square = 0, product = 0;
-        NAME(read)(
-            (const REAL *)of->numbers + row * of->step, (const REAL *)of->direction, of->columns, &square, &product);
+        if (of->squares)
+            NAME(read_and_keep)(
+                numbers, (const REAL *)of->direction, of->columns, &square, &product, (REAL *)of->squares + row * of->columns,
+                SQUARES);
+        else
+            NAME(read)(numbers, (const REAL *)of->direction, of->columns, &square, &product);
         lengths[row] = (REAL)sqrt(square);
         along[row] = (REAL)product;
     }

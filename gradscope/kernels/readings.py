@@ -16,14 +16,16 @@ PIECE = 1 << 15
 
 
 def readings(
-    matrices: Sequence[Tensor], lefts: Sequence[Tensor], rights: Sequence[Tensor], vector: int = loaded.VECTOR
-) -> Tensor:
+    matrices: Sequence[Tensor], lefts: Sequence[Tensor], rights: Sequence[Tensor],
+    copies: Sequence[Tensor] | None = None, vector: int = loaded.VECTOR,
+) -> Tensor:  # fmt: skip
     """``‖M‖²`` and ``leftᵀ M right`` of each matrix, float64 ``[m, 2]``.
 
     Args:
         matrices: contiguous, of one dtype, none empty; of any shape with as many numbers as ``left`` times ``right`` has.
         lefts: a vector for each one's first dimension.
         rights: one for all the others, or a single one beside a vector.
+        copies: memory for the same numbers again, contiguous; or None.
         vector: bytes of a vector; by default the widest that this processor has.
     """
     numbers: list[int] = []
@@ -37,7 +39,11 @@ def readings(
             rows, columns, left, right = columns, rows, right, left
         height = max(1, PIECE // columns)
         begin, end = end, end + -(-rows // height)
-        numbers += (matrix.data_ptr(), left.data_ptr(), right.data_ptr(), rows, columns, height, begin, end)
+        numbers += (matrix.data_ptr(), left.data_ptr(), right.data_ptr(), 0, rows, columns, height, begin, end)
+    for which, (matrix, copy) in enumerate(zip(matrices, copies or (), strict=copies is not None)):
+        fits = copy.numel() == matrix.numel() and copy.dtype is matrix.dtype and copy.is_contiguous()
+        check(fits, "readings", matrix.shape, copy.shape)
+        numbers[9 * which + 3] = copy.data_ptr()
     found = torch.empty(len(matrices) + end, 2, dtype=torch.float64)
     loaded.compiled().readings(
         vector, matrices[0].dtype is torch.float64, min(end, torch.get_num_threads()),
@@ -47,8 +53,9 @@ def readings(
 
 
 def rows_read(
-    first: Tensor, along_first: Tensor, second: Tensor, along_second: Tensor, vector: int = loaded.VECTOR
-) -> Tensor:
+    first: Tensor, along_first: Tensor, second: Tensor, along_second: Tensor,
+    squares: tuple[Tensor, Tensor] | None = None, vector: int = loaded.VECTOR,
+) -> Tensor:  # fmt: skip
     """``‖firstᵢ‖``, ``⟨firstᵢ, ·⟩``, ``‖secondᵢ‖``, ``⟨secondᵢ, ·⟩``, in the rows' dtype ``[4, n]``.
 
     Args:
@@ -56,6 +63,7 @@ def rows_read(
         along_first: ``[d]``.
         second: ``[n, p]``, likewise.
         along_second: ``[p]``.
+        squares: memory for every number's square, of both, contiguous; or None.
         vector: bytes of a vector; by default the widest that this processor has.
     """
     n, columns = first.shape[0], first.shape[1] + second.shape[1]
@@ -68,10 +76,16 @@ def rows_read(
         second.shape,
         along_second.shape,
     )
+    if squares is not None:
+        for rows, memory in zip((first, second), squares, strict=True):
+            fits = memory.shape == rows.shape and memory.dtype is rows.dtype and memory.is_contiguous()
+            check(fits, "rows", rows.shape, memory.shape)
+    of_first, of_second = (0, 0) if squares is None else (squares[0].data_ptr(), squares[1].data_ptr())
     found = first.new_empty(4, n)
     threads = min(n, torch.get_num_threads()) if n * columns >= 2 * PIECE else 1
     loaded.compiled().rows(
         vector, first.dtype is torch.float64, threads, found.data_ptr(), n, first.data_ptr(), along_first.data_ptr(),
-        first.shape[1], first.stride(0), second.data_ptr(), along_second.data_ptr(), second.shape[1], second.stride(0),
+        first.shape[1], first.stride(0), of_first, second.data_ptr(), along_second.data_ptr(), second.shape[1],
+        second.stride(0), of_second,
     )  # fmt: skip
     return found

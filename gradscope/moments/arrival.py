@@ -36,9 +36,10 @@ class Arrival:
         times: how often the leaf was reached.
         dtype: of the gradient.
         fresh: a copy of the gradient, where it is needed in full.
+        copy: what ``.grad`` held when the backward was over, where that was copied on the way; ``fresh`` may be less than that.
     """
 
-    __slots__ = ("dtype", "fresh", "probe", "squared_norm", "times")
+    __slots__ = ("copy", "dtype", "fresh", "probe", "squared_norm", "times")
 
     def __init__(self, squared_norm: Tensor, probe: Tensor, dtype: torch.dtype, fresh: Tensor | None = None) -> None:
         self.squared_norm = squared_norm
@@ -46,6 +47,7 @@ class Arrival:
         self.times = 1
         self.dtype = dtype
         self.fresh = fresh
+        self.copy: Tensor | None = None
 
     @classmethod
     def of(cls, grad: Tensor, probe: Probe, *, keep: bool = False) -> Arrival:
@@ -75,17 +77,24 @@ class Arrival:
             self.squared_norm = self.squared_norm + later.squared_norm
 
 
-def arrivals_of(grads: Sequence[Tensor], probes: Sequence[Probe]) -> list[Arrival]:
+def arrivals_of(
+    grads: Sequence[Tensor], probes: Sequence[Probe], memory: Callable[[torch.Size, Tensor], Tensor] | None = None
+) -> list[Arrival]:
     """The numbers of many gradients, in as few operators as there can be.
 
     Args:
         grads: dense or sparse.
         probes: random directions for each.
+        memory: lends memory for copies, where these are wanted; they are made only if that costs no second look.
     """
     if serves(*grads) and all(_is_read_at_once(grad, probe) for grad, probe in zip(grads, probes, strict=True)):
-        squares, along = _at_once(grads, probes)
+        copies = None if memory is None else [memory(grad.shape, grad) for grad in grads]
+        squares, along = _at_once(grads, probes, copies)
         pairs = zip(squares.unbind(), along.unsqueeze(1).unbind(), strict=True)
-        return [Arrival(square, one, grads[0].dtype) for square, one in pairs]
+        arrivals = [Arrival(square, one, grads[0].dtype) for square, one in pairs]
+        for arrival, copy in zip(arrivals, copies or (), strict=copies is not None):
+            arrival.copy = copy
+        return arrivals
     found: dict[int, Arrival] = {}
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, (grad, probe) in enumerate(zip(grads, probes, strict=True)):
@@ -124,9 +133,11 @@ def _way(grad: Tensor) -> Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Te
     return _matrices if grad.dim() > 1 and size // grad.shape[0] <= PART else None
 
 
-def _at_once(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
+def _at_once(
+    grads: Sequence[Tensor], probes: Sequence[Probe], copies: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Squared norms and projections of gradients of any shape, each read once; float64."""
-    found = readings(grads, [probe.lefts[0] for probe in probes], [probe.rights[0] for probe in probes])
+    found = readings(grads, [probe.lefts[0] for probe in probes], [probe.rights[0] for probe in probes], copies)
     return found[:, 0], found[:, 1]
 
 

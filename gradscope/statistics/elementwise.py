@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradscope.kernels import serves, variance_and_signal
 from gradscope.statistics.signal import SMALLEST_REMAINDER
 
 #: Elements that are worked on at once, so that all steps but the first find them in a core's cache.
@@ -34,6 +35,8 @@ def elementwise_moments(
     if not remainder > SMALLEST_REMAINDER:
         nothing = torch.full_like(contribution_sq, torch.nan)
         return nothing, nothing.clone()
+    if serves(grad, contribution_sq) and grad.is_contiguous() and contribution_sq.is_contiguous():
+        return variance_and_signal(grad, contribution_sq, weight_sq_sum, samples)
     flat_grad, flat_sq = grad.reshape(-1), contribution_sq.reshape(-1)
     variance, signal = torch.empty_like(flat_sq), torch.empty_like(flat_sq)
     size = BLOCK if flat_sq.is_cpu else max(1, flat_sq.numel())

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from gradscope.kernels import ratio_sums, serves
 from gradscope.statistics.elementwise import BLOCK
 
 
@@ -25,6 +26,8 @@ def gsnr_sum(variance: Tensor, signal: Tensor) -> tuple[float, int]:
         Liu et al. (2020), "Understanding why neural networks generalize well through GSNR of parameters",
         arXiv:2001.07384, section 2.
     """
+    if serves(variance, signal) and variance.is_contiguous() and signal.is_contiguous():
+        return ratio_sums(variance, signal)
     total, count = 0.0, 0
     size = BLOCK if variance.is_cpu else max(1, variance.numel())
     for below, above in zip(variance.reshape(-1).split(size), signal.reshape(-1).split(size), strict=True):

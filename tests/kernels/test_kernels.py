@@ -17,9 +17,11 @@ from gradscope.kernels import (
     Walk,
     loaded,
     normalized_sums,
+    ratio_sums,
     readings,
     rows_read,
     serves,
+    variance_and_signal,
 )
 
 pytestmark = pytest.mark.skipif(bool(ABSENT), reason=ABSENT)
@@ -251,9 +253,11 @@ def test_readings(dtype, vector):
     lefts = [torch.randn(len(matrix), dtype=dtype) for matrix in matrices]
     rights = [torch.randn(max(1, matrix[0].numel()), dtype=dtype) for matrix in matrices]
     rights = [right if len(right) > 1 else torch.ones_like(right) for right in rights]
-    for found, matrix, left, right in zip(
-        readings(matrices, lefts, rights, vector), matrices, lefts, rights, strict=True
-    ):
+    copies = [anything(matrix.shape, dtype) for matrix in matrices]
+    figures = readings(matrices, lefts, rights, copies, vector)
+    assert torch.equal(figures, readings(matrices, lefts, rights, vector=vector))
+    assert all(map(torch.equal, copies, matrices))
+    for found, matrix, left, right in zip(figures, matrices, lefts, rights, strict=True):
         wide = matrix.double().reshape(len(left), -1)
         square, along = wide.square().sum(), left.double() @ wide @ right.double()
         assert_close(found[0].to(dtype), square)
@@ -263,10 +267,42 @@ def test_readings(dtype, vector):
 def test_rows(dtype, vector):
     first, second = torch.randn(5, 2100, dtype=dtype)[:, 7:], torch.randn(5, 19, dtype=dtype)
     along_first, along_second = torch.randn(2093, dtype=dtype), torch.randn(19, dtype=dtype)
-    found = rows_read(first, along_first, second, along_second, vector)
+    squares = (anything(first.shape, dtype), anything(second.shape, dtype))
+    found = rows_read(first, along_first, second, along_second, squares, vector)
+    assert all(map(torch.equal, squares, (first.square(), second.square())))
+    alone = rows_read(first, along_first, second, along_second, vector=vector)
+    assert_close(alone, found, found.abs().max())
     for rows, direction, (lengths, along) in ((first, along_first, found[:2]), (second, along_second, found[2:])):
         assert_close(lengths, rows.double().norm(dim=1))
         assert_close(along, rows.double() @ direction.double(), rows.double().norm(dim=1).max() * direction.norm())
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("size", [(1,), (3, 7), (260, 300)], ids=str)
+def test_variance_and_signal_of_each_element(size, dtype, vector):
+    mean, own = torch.randn(size, dtype=dtype), torch.rand(size, dtype=dtype)
+    variance, signal = variance_and_signal(mean, own, 0.125, 8, vector)
+    squares, sums = mean.double().square(), own.double()
+    assert_close(variance, 8 * (sums - 0.125 * squares) / 0.875, 8 * (sums + squares))
+    assert_close(signal, (squares - sums) / 0.875, sums + squares)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("size", [(1,), (3, 7), (260, 300)], ids=str)
+def test_ratios(size, dtype, vector):
+    below, above = torch.rand(size, dtype=dtype) + 0.1, torch.randn(size, dtype=dtype)
+    ratios = above.double() / below.double()
+    total, count = ratio_sums(below, above, vector)
+    assert count == below.numel()
+    assert abs(total - float(ratios.sum())) <= 1e-12 * float(ratios.abs().sum())
+    below.view(-1)[0], above.view(-1)[0] = 0, 0
+    total, count = ratio_sums(below, above, vector)
+    assert count == below.numel() - 1
+    assert abs(total - float(ratios.view(-1)[1:].sum())) <= 1e-12 * float(ratios.abs().sum())
+    above.view(-1)[0] = 1
+    assert ratio_sums(below, above, vector) == (math.inf, below.numel())
+    above.view(-1)[-1] = math.nan
+    assert math.isnan(ratio_sums(below, above, vector)[0])
 
 
 @pytest.mark.usefixtures("_threads")
@@ -338,6 +374,12 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
         lambda: readings([x], [torch.ones(2)], [torch.ones(29)]),
         lambda: rows_read(x[0], torch.ones(6), g[0, :4], torch.ones(7)),
         lambda: normalized_sums(x, g, 1e-5, centred=True),
+        lambda: readings([x], [torch.ones(2)], [torch.ones(30)], [torch.empty(2, 30).double()]),
+        lambda: readings([x], [torch.ones(2)], [torch.ones(30)], [torch.empty(2, 29)]),
+        lambda: rows_read(x[0], torch.ones(6), g[0], torch.ones(7), (torch.empty(5, 6), torch.empty(7, 5).T)),
+        lambda: variance_and_signal(x, g, 0.5, 2),
+        lambda: variance_and_signal(x, x.transpose(0, 1), 0.5, 2),
+        lambda: ratio_sums(x, x.double()),
     ):
         with pytest.raises(ValueError, match=r"do not fit together|was chosen of 2"):
             wrong()

@@ -176,3 +176,26 @@ def test_one_lost_position_of_one_sample_of_64_is_a_mismatch(dtype):
     report = report_of(model, 30 * torch.randn(64, 8, 8, dtype=dtype))
     assert report.coverage["0.weight"].status == report.coverage["0.bias"].status == "mismatch"
     assert report.coverage["2.weight"].status == "exact"
+
+
+@pytest.mark.parametrize("moments", [False, True], ids=["norms", "moments"])
+def test_a_bias_that_was_registered_before_its_weight_keeps_its_own_figures(moments):
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 3).double()
+    weight = layer._parameters.pop("weight")
+    layer.register_parameter("weight", weight)
+    assert [name for name, _ in layer.named_parameters()] == ["bias", "weight"]
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    with gradscope.watch(layer, optimizer, moments=moments) as scope:
+        for _ in range(3):
+            layer(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        report = scope.last
+    truth = gradscope.reference.per_sample_gradients(layer, lambda model, rows: model(rows).square().sum(), x)
+    for name, each in truth.items():
+        found = report.parameters[name]
+        torch.testing.assert_close(found.sample_norms, each.flatten(1).norm(dim=1))
+        if moments:
+            torch.testing.assert_close(found.variance, each.var(0))
