@@ -117,9 +117,9 @@ def is_sketched(step: MicroStep, records: Sequence[Measured]) -> bool:
     """Whether it is an ordinary micro-step, all of whose parameters have sketches, of one precision."""
     if step.spot is not None or step.signs is not None or not step.sketches:
         return False
-    dtype = step.sketches[0][0].inputs.dtype
+    dtype = step.sketches[0][0].table.dtype
     for sketch, _ in step.sketches:
-        if sketch.inputs.dtype is not dtype:
+        if sketch.table.dtype is not dtype:
             return False
     return all(record.sketch is not None for record in records)
 
@@ -132,8 +132,7 @@ def compare_sketches(steps: Sequence[MicroStep], records: Sequence[Measured], ne
         records: of all of them.
         newest: those whose single samples will be asked for.
     """
-    parts = [part for step in steps for sketch, _ in step.sketches for part in sketch]
-    inputs, rows, right, left = torch.stack(parts).unflatten(0, (-1, 4)).unbind(1)
+    inputs, right, rows, left = torch.stack([sketch.table for step in steps for sketch, _ in step.sketches]).unbind(1)
     lengths = torch.stack([inputs * rows, rows], dim=1).double()
     probes = torch.stack([right * left, left], dim=1)
     norms, start = lengths.square(), 0

@@ -100,8 +100,8 @@ def _fill(pieces: Sequence[Piece]) -> None:
     others: list[Piece] = []
     for piece in pieces:
         if is_sketched(piece.step, piece.records):
-            sketch = piece.step.sketches[0][0]
-            sketched.setdefault((alike(piece.step), sketch.inputs.dtype, sketch.inputs.device), []).append(piece)
+            table = piece.step.sketches[0][0].table
+            sketched.setdefault((alike(piece.step), table.dtype, table.device), []).append(piece)
         else:
             others.append(piece)
     settle_all([piece.step for piece in others])

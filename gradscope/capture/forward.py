@@ -37,7 +37,6 @@ class Noted(NamedTuple):
         version: what it was at that time.
         output: what it returned.
         made: the same as far as it may be held.
-        leaves: the layer's parameters that ask for a gradient.
     """
 
     call: PromptCall
@@ -46,7 +45,6 @@ class Noted(NamedTuple):
     version: int
     output: weakref.ref[Tensor]
     made: Made
-    leaves: list[Leaf]
 
 
 class Forward:

@@ -16,6 +16,7 @@ from gradscope.capture.call import Call
 from gradscope.capture.compiled import COMPILED, compiler_was_used, inside_compiled
 from gradscope.capture.forward import Forward, Made
 from gradscope.capture.fused import fuse
+from gradscope.capture.hook import hang
 from gradscope.capture.kept import Kept, kept_plainly
 from gradscope.capture.noted import may_wait, note
 from gradscope.capture.plan import Plan
@@ -172,7 +173,7 @@ class Forwarding:
 
     def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
         call = Call(self.recorder, plan, forward, Kept(args), ())
-        output.register_hook(self.recorder.shielded(call.on_grad))
+        hang(output, self.recorder.shielded(call.on_grad))
         if call.rule.saved is not None and kept_plainly(output):
             call.saved = call.rule.saved(output)
         device = output.device.type
@@ -189,11 +190,11 @@ class Forwarding:
     def enrol_noted(self, forward: Forward) -> None:
         """Do for the calls that were noted what could wait."""
         noted, forward.noted = forward.noted, []
-        for call, x, source, version, output, made, leaves in noted:
+        for call, x, source, version, output, made in noted:
             forward.seen.append(output)
             self._note_frontier(forward, *made)
             forward.keeps.add(call.plan.name)
-            indices = [leaf.index for leaf in leaves]
+            indices = [leaf.index for _, leaf in call.plan.own if leaf.wanted]
             for index in indices:
                 forward.uses[index] = forward.uses.get(index, 0) + 1
             forward.made.append((made.grad_fn, [source], indices))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.compiler import is_compiling
 from torch.utils.checkpoint import _StopRecomputationError
 
 from gradscope.capture.compiled import in_one_graph, leave_uncompiled
@@ -30,7 +33,7 @@ class Hook:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         # Being disabled for the compiler costs some microseconds a call, so only a call that is being compiled pays for it.
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return None if in_one_graph() else self._uncompiled(*args, **kwargs)
         return self._function(*args, **kwargs)
 
@@ -70,7 +73,7 @@ class Shielded(Hook):
         super().__init__(function, owner)
 
     def __call__(self, *args: Any) -> Any:  # noqa: D102
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return None if in_one_graph() else self._uncompiled(*args)
         return self._shielded(*args)
 
@@ -93,6 +96,18 @@ class Shielded(Hook):
 
 
 leave_uncompiled(Shielded.__call__.__code__, callees=True)
+
+
+def hang(tensor: Tensor, hook: Hook) -> None:
+    """``tensor.register_hook(hook)`` without the handle, which takes most of the time that registering takes."""
+    node = tensor.grad_fn
+    if tensor._backward_hooks is not None or node is None or torch.overrides.has_torch_function_unary(tensor):
+        tensor.register_hook(hook)
+        return
+    # As torch does it, but for the number: handles count from 0.
+    tensor._backward_hooks = OrderedDict({id(hook): hook})
+    node._register_hook_dict(tensor)
+
 
 #: Called with a model that is about to be watched: who watches models that nobody told it to lets go of them.
 UNASKED: list[Callable[[torch.nn.Module], None]] = []

@@ -43,12 +43,20 @@ class Kept:
         if len(args) == 1 and isinstance(args[0], Tensor) and kept_plainly(args[0]):
             # The usual case, in a tenth of the time.
             self._single, self._node, self._spec = args[0].detach(), None, ()
-            self._version = self._single._version
+            self._version = args[0]._version
             return
         tensors: list[Tensor] = []
         self._spec = _strip(args, tensors)
         # detach() shares the version counter, so that a later in-place change is still seen.
         self._node = _Keep.apply(_TRIGGER, *[tensor.detach() for tensor in tensors]) if tensors else None  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def plainly(cls, x: Tensor) -> Kept:
+        """A single tensor that autograd keeps as it is."""
+        kept: Kept = cls.__new__(cls)
+        kept._single, kept._node, kept._spec = x.detach(), None, ()
+        kept._version = x._version
+        return kept
 
     def read(self) -> tuple[Any, ...]:
         """The arguments as they were.

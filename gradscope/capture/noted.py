@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.forward import Forward, Made, Noted
-from gradscope.capture.kept import Kept
+from gradscope.capture.hook import Shielded, hang
+from gradscope.capture.kept import Kept, kept_plainly
 from gradscope.capture.plan import Plan
 from gradscope.capture.prompt_call import PromptCall
 from gradscope.capture.row_call import RowCall
@@ -39,14 +40,13 @@ def note(
         return False
     if recorder.options.fused and not rows and plan.rule in (LINEAR, CONVOLUTION):
         return False
-    leaves = [leaf for leaf in plan.leaves.values() if leaf.wanted]
-    if leaves:
-        call = (RowCall if rows else PromptCall)(recorder, plan, forward, Kept(args), ())
+    if plan.wanted:
+        call = (RowCall if rows else PromptCall)(recorder, plan, forward, Kept.plainly(x), ())
         if plan.rule.saved is not None:
             call.saved = plan.rule.saved(output)
-        output.register_hook(recorder.shielded(call.on_grad))
+        hang(output, Shielded(call.on_grad, recorder))
         made = Made(output.grad_fn, output.output_nr, output.shape)
-        forward.noted.append(Noted(call, x, x.grad_fn, x._version, weakref.ref(output), made, leaves))
+        forward.noted.append(Noted(call, x, x.grad_fn, x._version, weakref.ref(output), made))
     return True
 
 
@@ -55,6 +55,6 @@ def _plain(recorder: Recorder, output: Tensor) -> bool:
     return (
         recorder.tagging is None
         and torch._C._current_graph_task_id() == -1
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-        and not torch.is_autocast_enabled(output.device.type)
+        and kept_plainly(output)
+        and not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(output.device.type))
     )

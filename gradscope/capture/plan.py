@@ -20,6 +20,7 @@ class Plan:
         rule: closed form, or None.
         recompute: whether the module alone can be recomputed sample by sample.
         reason: why there is no closed form, in words; and why no recomputation either, if so.
+        own: the same, to go through.
         layouts: what tags have shown of its calls.
         checked: graphs in which tags have confirmed the layout of a recomputed module.
         by_operators: the operators that consume its parameters describe them, so that nothing need be recomputed.
@@ -38,6 +39,12 @@ class Plan:
         weight, bias = leaves.get("weight"), leaves.get("bias")
         if self.rule is LINEAR and weight is not None and bias is not None:
             bias.weight = weight
+        self.own = tuple(leaves.items())
         self.layouts = LayoutMemory()
         self.checked: set[object] = set()
         self.by_operators = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any of its parameters is to be measured."""
+        return any(leaf.parameter.requires_grad and not leaf.ignored for _, leaf in self.own)

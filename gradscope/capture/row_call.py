@@ -50,7 +50,7 @@ class RowCall(PromptCall):
                 continue
             record.second_moment = moment
             record.rule, record.sketch = self.rule.name, sketch
-            record.dtype = coarsest(record.dtype, sketch.rows.dtype)
+            record.dtype = coarsest(record.dtype, sketch.table.dtype)
             record.assumed |= self.forward.ambiguous or not layout.measured
         step.sketches.append((sketch, records))
 

@@ -18,19 +18,13 @@ from gradscope.kernels import rows_read, serves
 
 
 class RowSketch(NamedTuple):
-    """Four numbers a sample, from which all figures of a linear layer's weight and bias follow, all ``[n]``.
+    """Four numbers a sample, from which all figures of a linear layer's weight and bias follow.
 
     Attributes:
-        inputs: ``‖inᵢ‖``.
-        rows: ``‖rowᵢ‖``.
-        right: ``⟨inᵢ, right⟩``.
-        left: ``⟨rowᵢ, left⟩``.
+        table: ``‖inᵢ‖``, ``⟨inᵢ, right⟩``, ``‖rowᵢ‖`` and ``⟨rowᵢ, left⟩``, ``[4, n]``.
     """
 
-    inputs: Tensor
-    rows: Tensor
-    right: Tensor
-    left: Tensor
+    table: Tensor
 
 
 #: Memory for the squares of a layer's input and of its output's gradient.
@@ -47,15 +41,15 @@ def sketch_rows(x: Tensor, row: Tensor, probe: Probe, squares: Squares | None = 
         squares: memory for each number's square, where these are wanted too.
     """
     if x.stride(1) == row.stride(1) == 1 and serves(x, row):
-        inputs, right, rows, left = rows_read(x, probe.rights[0], row, probe.lefts[0], squares).unbind()
-        return RowSketch(inputs, rows, right, left)
+        return RowSketch(rows_read(x, probe.rights[0], row, probe.lefts[0], squares))
     if max(x.shape[1], row.shape[1]) > BLOCK:
         return None
     if squares is not None:
         torch.mul(x, x, out=squares[0])
         torch.mul(row, row, out=squares[1])
     length = torch.linalg.vector_norm
-    return RowSketch(length(x, dim=1), length(row, dim=1), x.mv(probe.rights[0]), row.mv(probe.lefts[0]))
+    numbers = (length(x, dim=1), x.mv(probe.rights[0]), length(row, dim=1), row.mv(probe.lefts[0]))
+    return RowSketch(torch.stack(numbers))
 
 
 def row_moments(squares: Squares, workspace: Workspace) -> tuple[Tensor, Tensor]:
@@ -77,7 +71,7 @@ def settle(sketches: Sequence[RowSketch]) -> list[tuple[Tensor, Tensor, Tensor, 
     Returns:
         For each sketch ``[n]`` float64, ``[n, 1]``, ``[n]`` float64, ``[n, 1]``.
     """
-    inputs, rows, right, left = (torch.stack(list(part)) for part in zip(*sketches, strict=True))
+    inputs, right, rows, left = torch.stack([sketch.table for sketch in sketches]).unbind(1)
     weights, biases = (inputs * rows).double().square_(), rows.double().square_()
     probes = ((right * left).unsqueeze(2), left.unsqueeze(2))
     columns = (weights.unbind(), probes[0].unbind(), biases.unbind(), probes[1].unbind())

@@ -95,15 +95,16 @@ class Workspace:
         if not like.is_cpu:
             return like.new_empty(shape)
         returned = self._returned.get((shape.numel(), like.dtype))
-        flat = returned.pop() if returned else like.new_empty(shape.numel())
-        self._lent.add(flat.data_ptr())
-        return flat.view(shape)
+        memory = returned.pop() if returned else like.new_empty(shape)
+        self._lent.add(memory.data_ptr())
+        return memory if memory.shape == shape else memory.view(shape)
 
     def give_back(self, tensor: Tensor) -> None:
         """Nobody reads this any more: the next window's figure may have its memory, if it was lent here."""
-        if tensor.data_ptr() in self._lent and tensor.is_contiguous():
-            self._lent.discard(tensor.data_ptr())
-            self._returned.setdefault((tensor.numel(), tensor.dtype), []).append(tensor.view(-1))
+        address = tensor.data_ptr()
+        if address in self._lent and tensor.is_contiguous():
+            self._lent.discard(address)
+            self._returned.setdefault((tensor.numel(), tensor.dtype), []).append(tensor)
 
     def moment(self, shape: torch.Size, like: Tensor, *, turned: bool) -> Tensor:
         """Memory for a second moment: lent, or scratch where it will be turned round."""

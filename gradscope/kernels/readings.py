@@ -32,8 +32,8 @@ def readings(
     end = 0
     for matrix, left, right in zip(matrices, lefts, rights, strict=True):
         rows, columns = left.shape[0], right.shape[0]
-        fits = matrix.numel() == rows * columns and matrix.dtype is left.dtype is right.dtype
-        check(fits, "readings", matrix.shape, left.shape, right.shape)
+        if matrix.numel() != rows * columns or not matrix.dtype is left.dtype is right.dtype:
+            check(False, "readings", matrix.shape, left.shape, right.shape)
         if columns == 1:
             # A vector is one row: the two directions change places.
             rows, columns, left, right = columns, rows, right, left
@@ -66,26 +66,19 @@ def rows_read(
         squares: memory for every number's square, of both, contiguous; or None.
         vector: bytes of a vector; by default the widest that this processor has.
     """
-    n, columns = first.shape[0], first.shape[1] + second.shape[1]
-    sizes = second.shape[0] == n and first.shape[1] == along_first.shape[0] and second.shape[1] == along_second.shape[0]
-    check(
-        sizes and first.stride(1) == second.stride(1) == 1,
-        "rows",
-        first.shape,
-        along_first.shape,
-        second.shape,
-        along_second.shape,
-    )
+    (n, d), (count, p) = first.shape, second.shape
+    sizes = n == count and d == along_first.shape[0] and p == along_second.shape[0]
+    if not sizes or first.stride(1) != 1 or second.stride(1) != 1:
+        check(False, "rows", first.shape, along_first.shape, second.shape, along_second.shape)
     if squares is not None:
         for rows, memory in zip((first, second), squares, strict=True):
             fits = memory.shape == rows.shape and memory.dtype is rows.dtype and memory.is_contiguous()
             check(fits, "rows", rows.shape, memory.shape)
     of_first, of_second = (0, 0) if squares is None else (squares[0].data_ptr(), squares[1].data_ptr())
     found = first.new_empty(4, n)
-    threads = min(n, torch.get_num_threads()) if n * columns >= 2 * PIECE else 1
+    threads = min(n, torch.get_num_threads()) if n * (d + p) >= 2 * PIECE else 1
     loaded.compiled().rows(
         vector, first.dtype is torch.float64, threads, found.data_ptr(), n, first.data_ptr(), along_first.data_ptr(),
-        first.shape[1], first.stride(0), of_first, second.data_ptr(), along_second.data_ptr(), second.shape[1],
-        second.stride(0), of_second,
+        d, first.stride(0), of_first, second.data_ptr(), along_second.data_ptr(), p, second.stride(0), of_second,
     )  # fmt: skip
     return found

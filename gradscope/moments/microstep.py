@@ -305,7 +305,7 @@ def settle_all(steps: Iterable[MicroStep]) -> None:
     for step in steps:
         if step.sketches:
             # Norms are multiplied in the precision that they have, whatever the others' is.
-            kinds = tuple((sketch.inputs.dtype, sketch.inputs.device) for sketch, _ in step.sketches)
+            kinds = tuple((sketch.table.dtype, sketch.table.device) for sketch, _ in step.sketches)
             groups.setdefault((step.samples, kinds), []).append(step)
     for own in groups.values():
         figures = iter(settle([sketch for step in own for sketch, _ in step.sketches]))
