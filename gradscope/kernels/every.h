@@ -1,7 +1,8 @@
 /* The kernels for one type of number and one set of instructions; included once for each.
  *
- * Of the includer: REAL (the number), INTEGER (of the same size), LANES (numbers of a vector), ROWS (rows of a tile), TARGET (the
- * instructions) and NAME(x) (how this copy's names end). All but ROWS and TARGET are forgotten here.
+ * Of the includer: REAL (the number), INTEGER (of the same size), LANES (numbers of a vector), ROWS (rows of a tile), STREAM (a
+ * store past the cache), TARGET (the instructions) and NAME(x) (how this copy's names end). The first three and the last are
+ * forgotten here.
  */
 
 #include "vectors.h"

@@ -7,6 +7,7 @@
 #define Py_LIMITED_API 0x030A0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <immintrin.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -94,6 +95,7 @@ struct elements {
 
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
 #define ROWS 8
+#define STREAM(to, vector) _mm512_stream_si512((__m512i *)(to), (__m512i)(vector))
 #define REAL float
 #define INTEGER int32_t
 #define LANES 16
@@ -106,9 +108,11 @@ struct elements {
 #include "every.h"
 #undef TARGET
 #undef ROWS
+#undef STREAM
 
 #define TARGET __attribute__((target("avx2,fma")))
 #define ROWS 4
+#define STREAM(to, vector) _mm256_stream_si256((__m256i *)(to), (__m256i)(vector))
 #define REAL float
 #define INTEGER int32_t
 #define LANES 8

@@ -209,20 +209,27 @@ static TARGET void NAME(panel)(
         }
 }
 
-/* From the order of the panels to that of the parameter. */
-static TARGET void NAME(placed)(const struct products *of, const struct NAME(work) *own, const REAL *from, REAL *out)
+/* From the order of the panels to that of the parameter; past the cache where nobody will read it soon. */
+static TARGET void NAME(placed)(
+    const struct products *of, const struct NAME(work) *own, const REAL *from, REAL *out, int past_the_cache)
 {
     const ptrdiff_t area = of->kind == BLOCKS ? of->kernel_rows * of->kernel_columns : 1;
     const ptrdiff_t each = own->panels * WIDTH / area, channels = own->columns / area;
     for (ptrdiff_t r = 0; r < own->rows; r++, from += own->panels * WIDTH) {
-        REAL *to = out + (own->row + r) * of->columns + own->column;
-        if (area == 1)
-            memcpy(to, from, channels * sizeof(REAL));
-        else
+        REAL *const to = out + (own->row + r) * of->columns + own->column;
+        /* The inputs are not needed any more, and an image has more pixels than a kernel. */
+        REAL *const line = past_the_cache ? own->inputs : to;
+        if (area > 1)
             for (ptrdiff_t offset = 0; offset < area; offset++)
                 for (ptrdiff_t channel = 0; channel < channels; channel++)
-                    to[channel * area + offset] = from[offset * each + channel];
+                    line[channel * area + offset] = from[offset * each + channel];
+        if (past_the_cache)
+            NAME(stored)(area > 1 ? line : from, own->columns, to);
+        else if (area == 1)
+            memcpy(to, from, channels * sizeof(REAL));
     }
+    if (past_the_cache)
+        _mm_sfence();
 }
 
 /* A piece of all samples' gradients, of->band rows by of->part columns: what it adds to squares and probes, [samples] each. */
@@ -272,7 +279,7 @@ static TARGET void NAME(piece_of_products)(
         }
     }
     if (of->total)
-        NAME(placed)(of, &own, own.total, (REAL *)of->total);
+        NAME(placed)(of, &own, own.total, (REAL *)of->total, 0);
     if (of->moment)
-        NAME(placed)(of, &own, own.moment, (REAL *)of->moment);
+        NAME(placed)(of, &own, own.moment, (REAL *)of->moment, 1);
 }

@@ -18,7 +18,7 @@ static inline TARGET __attribute__((always_inline)) void NAME(read_and_keep)(
                 squares[part] += here * here;
                 products[part] += here * *(const VECTOR *)(direction + i + part * LANES);
                 if (how == COPIES)
-                    *(VECTOR *)(kept + i + part * LANES) = here;
+                    NAME(store)(kept + i + part * LANES, here);
                 if (how == SQUARES)
                     *(VECTOR *)(kept + i + part * LANES) = here * here;
             }
@@ -27,7 +27,7 @@ static inline TARGET __attribute__((always_inline)) void NAME(read_and_keep)(
             squares[0] += here * here;
             products[0] += here * *(const VECTOR *)(direction + i);
             if (how == COPIES)
-                *(VECTOR *)(kept + i) = here;
+                NAME(store)(kept + i, here);
             if (how == SQUARES)
                 *(VECTOR *)(kept + i) = here * here;
         }
@@ -78,6 +78,8 @@ static TARGET void NAME(piece)(const struct matrix *of, ptrdiff_t first, ptrdiff
             NAME(read)(numbers, (const REAL *)of->right, of->columns, found, &along);
         found[1] += along * left[row];
     }
+    if (of->copy)
+        _mm_sfence();
 }
 
 /* |row| and <row, direction> of rows [first, last); lengths first, then what lies along the direction, `rows` of each. Their squares

@@ -7,6 +7,24 @@ typedef INTEGER NAME(places) __attribute__((vector_size(LANES * sizeof(REAL))));
 #define VECTOR NAME(vector)
 #define PLACES NAME(places)
 
+/* To memory that nobody reads soon: past the cache, which then need not fetch it first. Whoever has stored so ends with a fence. */
+static inline TARGET __attribute__((always_inline)) void NAME(store)(REAL *to, VECTOR numbers)
+{
+    if ((intptr_t)to % sizeof numbers)
+        *(VECTOR *)to = numbers;
+    else
+        STREAM(to, numbers);
+}
+
+static TARGET void NAME(stored)(const REAL *from, ptrdiff_t count, REAL *to)
+{
+    ptrdiff_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        NAME(store)(to + i, *(const VECTOR *)(from + i));
+    for (; i < count; i++)
+        to[i] = from[i];
+}
+
 /* tile[r][c] = sum over positions of rows[r] * columns[c]; positions are `lines` lines of `length`. */
 static inline TARGET __attribute__((always_inline)) void NAME(tile)(
     const REAL *rows, ptrdiff_t row_step, const REAL *columns, ptrdiff_t column_step, ptrdiff_t line_step,
