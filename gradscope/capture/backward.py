@@ -46,6 +46,7 @@ class Backward:
     __slots__ = (
         "added",
         "arrivals",
+        "asks",
         "creates",
         "forwards",
         "fresh",
@@ -61,6 +62,8 @@ class Backward:
         self.task = task
         #: Whether it builds a graph of its own (``create_graph``).
         self.creates = False
+        #: Whether it keeps the graph and adds to no parameter: what it finds belongs to no window.
+        self.asks = False
         self.forwards: list[Forward] = []
         #: The last one that it reached, if the backward is an ordinary one for it.
         self.usual: Forward | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import Module
 
 from gradscope.capture.backward import Backward, after_backward, finish_forwards, forget_cleared
@@ -122,7 +123,9 @@ class Recorder:
                 self._follow(leaf)
 
     def _follow(self, leaf: Leaf) -> None:
-        """From now on see its gradient before it is added, in the backward that is running, too."""
+        """From now on see its gradient before it is added, in the backward that is running, too; not while it is frozen."""
+        if not leaf.live.requires_grad:
+            return
         leaf.followed = True
         self._handles.append(register_first(leaf.live, self.shielded(LeafHook(self, leaf))))
 
@@ -167,6 +170,8 @@ class Recorder:
     def enter(self, forward: Forward) -> bool:
         """Note that a backward has reached this forward; False if its micro-step is over already."""
         backward = self.backward or self._begin(forward)
+        if backward.asks:
+            return False
         if forward.noted:
             # A backward inside the model's own forward.
             self.forwarding.enrol_noted(forward)
@@ -199,17 +204,35 @@ class Recorder:
         backward = self.backward = Backward(torch._C._current_graph_task_id())
         after_backward(self.shielded(self._after_backward), self.levels)
         few = self.options.moments and (forward is None or forward.samples == 1)
-        every = few or not self.local or self.more_backwards()
+        more = self.more_backwards()
+        # Where no graph is kept there is no other backward that this one could be mistaken for a part of.
+        backward.asks = (more or bool(self.kept)) and not torch.is_grad_enabled() and not self._adds_anything()
+        every = few or not self.local or more
         for leaf in self.leaves:
-            if not leaf.watched:
-                continue
             own = leaf.live
+            if not leaf.watched or not own.requires_grad:
+                # Or it was frozen since.
+                continue
             hooks = len(own._backward_hooks or ()) - leaf.followed + len(own._post_accumulate_grad_hooks or ())
             if every or leaf.prompt or leaf.sharded or hooks > 1 or own.grad is not None:
                 self._read_as_it_comes(backward, leaf)
             else:
                 backward.fresh.add(leaf.index)
         return backward
+
+    def _adds_anything(self) -> bool:
+        """Whether the backward that is running will add to a parameter; ``autograd.grad`` only returns what it finds."""
+        for leaf in self.leaves:
+            if not leaf.watched or not leaf.live.requires_grad:
+                continue
+            try:
+                if torch._C._will_engine_execute_node(get_gradient_edge(leaf.live).node):
+                    return True
+            except RuntimeError as error:
+                # torch refuses to say it of a parameter whose gradient is returned.
+                if "autograd.grad()" not in str(error):
+                    return True
+        return False
 
     def _read_as_it_comes(self, backward: Backward, leaf: Leaf) -> None:
         backward.fresh.discard(leaf.index)
