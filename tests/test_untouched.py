@@ -218,3 +218,34 @@ def test_a_deep_copy_made_before_and_trained_alone_agrees_with_the_watched_one()
             scope.close()
     for a, b in zip(grads[:3], grads[3:], strict=True):
         assert_bitwise(a, b)
+
+
+def test_hooks_of_the_users_own_on_outputs_run_beside_ours_and_can_be_taken_off():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen, taken = [], []
+
+    def watch_outputs(module, args, output):
+        output.register_hook(lambda grad: seen.append(grad.clone()))
+        handle = output.register_hook(lambda grad: taken.append(grad))
+        output.register_hook(lambda grad: 2 * grad)
+        handle.remove()
+
+    model[0].register_forward_hook(watch_outputs)
+    with gradscope.watch(model, optimizer) as scope:
+        for _ in range(3):
+            x = torch.randn(5, 3, dtype=torch.float64)
+            plain = copy.deepcopy(model)
+            seen.clear()
+            for one in (model, plain):
+                one(x).square().mean().backward()
+            # A guard window's inner backward comes first.
+            assert torch.equal(seen[-1], seen[-2])
+            assert not taken
+            for parameter, other in zip(model.parameters(), plain.parameters(), strict=True):
+                assert torch.equal(parameter.grad, other.grad)
+            optimizer.step()
+            optimizer.zero_grad()
+        statuses = {name: coverage.status for name, coverage in scope.last.coverage.items()}
+    assert statuses == {"0.weight": "mismatch", "0.bias": "mismatch", "2.weight": "exact", "2.bias": "exact"}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import Module
 
 from gradscope.capture.compiled import leave_uncompiled
@@ -69,7 +70,7 @@ class AddedHook(Hook):
         """Something was added."""
         recorder = self._recorder()
         backward = None if recorder is None else recorder.backward
-        if backward is not None and not torch.compiler.is_compiling():
+        if backward is not None and not is_compiling():
             backward.added.add(self._index)
         else:
             super().__call__(*args)

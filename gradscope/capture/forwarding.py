@@ -22,7 +22,7 @@ from gradscope.capture.noted import may_wait, note
 from gradscope.capture.plan import Plan
 from gradscope.capture.recomputed_call import RecomputedCall, as_positional
 from gradscope.capture.recurrent_call import RecurrentCall
-from gradscope.capture.tagging import OutputHook, register_first
+from gradscope.capture.tagging import OutputHook, hang_first
 from gradscope.capture.tensors import batch_size, tensors_in
 from gradscope.capture.uses import hook_operators
 from gradscope.contributions.gram import SharedBlocks
@@ -194,7 +194,8 @@ class Forwarding:
             forward.seen.append(output)
             self._note_frontier(forward, *made)
             forward.keeps.add(call.plan.name)
-            indices = [leaf.index for _, leaf in call.plan.own if leaf.wanted]
+            call.own = call.wanted()
+            indices = [leaf.index for leaf in call.own.values()]
             for index in indices:
                 forward.uses[index] = forward.uses.get(index, 0) + 1
             forward.made.append((made.grad_fn, [source], indices))
@@ -272,7 +273,7 @@ class Forwarding:
                 forward.ambiguous |= tensor.dim() == 3 and tensor.shape[0] == tensor.shape[1] == forward.samples > 1
                 hook = OutputHook(self.recorder, forward, forward.outputs, tensor.output_nr, where)
                 forward.outputs += 1
-                register_first(tensor, self.recorder.shielded(hook.on_grad))
+                hang_first(tensor, self.recorder.shielded(hook.on_grad))
         if not forward.outputs and forward.frontier is not None:
             node, number = forward.frontier
             hook = OutputHook(self.recorder, forward, 0, number, dim)

@@ -58,7 +58,6 @@ class PromptCall(Call):
         known = layouts.known(self.place)
         if type(known) is not BatchDim or layouts.negligible or self.by_operators:
             return
-        self.own = self.wanted()
         if all(forward.uses.get(leaf.index) == 1 and leaf.index not in forward.second for leaf in self.own.values()):
             self.layout = known
 

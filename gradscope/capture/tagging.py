@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import Module
 
 from gradscope.capture.forward import Forward
+from gradscope.capture.hook import Hook, hang
 from gradscope.contributions.precision import squared_norm
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
@@ -188,6 +189,14 @@ def register_first(tensor: Tensor, hook: Callable[..., Any]) -> Any:
         hooks.update(newest)
         hooks.update(earlier)
     return handle
+
+
+def hang_first(tensor: Tensor, hook: Hook) -> None:
+    """The same for a hook that stays as long as the tensor."""
+    if tensor._backward_hooks:
+        register_first(tensor, hook)
+    else:
+        hang(tensor, hook)
 
 
 class user_hooks_lifted:  # noqa: N801 - used as a context manager, like those of torch

@@ -28,7 +28,8 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
     values, samples are tagged again.
     """
     raw = [leaf for leaf in recorder.leaves if leaf.wanted and not forward.uses.get(leaf.index)]
-    shared = [leaf for leaf in recorder.leaves if leaf.wanted and leaf.index in recorder.functional]
+    shared = [leaf for leaf in recorder.leaves if leaf.wanted] if recorder.functional else []
+    shared = [leaf for leaf in shared if leaf.index in recorder.functional]
     options = recorder.options
     nodes = (tensor.grad_fn for tensor in outputs)
     graph = Graph(nodes, options.batch_dim, forward.samples, whole=options.second_pass)

@@ -14,6 +14,6 @@ from gradscope.kernels.readings import readings, rows_read
 from gradscope.kernels.shifted import ShiftedGram
 
 __all__ = [
-    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "normalized_sums", "ratio_sums", "readings",
-    "rows_read", "serves", "variance_and_signal", "width_of",
+    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "normalized_sums", "ratio_sums",
+    "readings", "rows_read", "serves", "variance_and_signal", "width_of",
 ]  # fmt: skip

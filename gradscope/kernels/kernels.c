@@ -70,11 +70,14 @@ struct normalized {
     ptrdiff_t samples, positions, size, row_step, row_position, grad_step, grad_position, centred;
 };
 
-/* A matrix and two directions; pieces [begin, end) are its own, of `height` rows each. */
+/* A matrix that is looked at along two directions; pieces [begin, end) are its own, of `height` rows each. */
 struct matrix {
+    ptrdiff_t rows, columns, height, begin, end;
+};
+
+struct place {
     const void *numbers, *left, *right;
     void *copy; /* NULL where nobody asked */
-    ptrdiff_t rows, columns, height, begin, end;
 };
 
 struct rows {
@@ -125,7 +128,7 @@ struct elements {
 #include "every.h"
 
 typedef void products_function(const struct products *, ptrdiff_t, ptrdiff_t, void *, double *, double *);
-typedef void piece_function(const struct matrix *, ptrdiff_t, ptrdiff_t, double[2]);
+typedef void piece_function(const struct matrix *, const struct place *, ptrdiff_t, ptrdiff_t, double[2]);
 typedef void elements_function(const struct elements *, ptrdiff_t, ptrdiff_t);
 typedef void ratios_function(const struct elements *, ptrdiff_t, ptrdiff_t, double[2]);
 typedef void rows_function(const struct rows *, ptrdiff_t, ptrdiff_t);
@@ -361,23 +364,25 @@ static PyObject *normalized(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Squared norms and projections of matrices, two doubles each; their pieces are shared out among threads and need as much again. */
+/* Squared norms and projections of matrices, [count] each; their pieces, which threads share, need memory for two doubles each. */
 static PyObject *readings(PyObject *self, PyObject *args)
 {
     int vector, doubles, threads;
-    const char *packed;
-    Py_ssize_t length, found;
+    const char *packed, *addresses;
+    Py_ssize_t length, size, norms, projections, scratch;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy#n", &vector, &doubles, &threads, &packed, &length, &found))
+    if (!PyArg_ParseTuple(args, "iiiy#y#nnn", &vector, &doubles, &threads, &packed, &length, &addresses, &size, &norms,
+                          &projections, &scratch))
         return NULL;
     const ptrdiff_t count = length / (ptrdiff_t)sizeof(struct matrix);
     const struct matrix *const matrices = (const struct matrix *)packed;
-    if (!count || length % (ptrdiff_t)sizeof(struct matrix)) {
-        PyErr_SetString(PyExc_ValueError, "matrices were expected, each of nine numbers");
+    const struct place *const places = (const struct place *)addresses;
+    if (!count || length % (ptrdiff_t)sizeof(struct matrix) || size != count * (ptrdiff_t)sizeof(struct place)) {
+        PyErr_SetString(PyExc_ValueError, "matrices were expected, each of five numbers and four addresses");
         return NULL;
     }
     piece_function *const run = pieces[vector == 64][doubles != 0];
-    double *const out = ADDRESS(found);
+    double *const squares = ADDRESS(norms), *const along = ADDRESS(projections), *const parts = ADDRESS(scratch);
     Py_BEGIN_ALLOW_THREADS
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (ptrdiff_t piece = 0; piece < matrices[count - 1].end; piece++) {
@@ -391,13 +396,13 @@ static PyObject *readings(PyObject *self, PyObject *args)
         }
         const struct matrix *const of = matrices + low;
         const ptrdiff_t first = (piece - of->begin) * of->height, last = first + of->height;
-        run(of, first, last < of->rows ? last : of->rows, out + 2 * (count + piece));
+        run(of, places + low, first, last < of->rows ? last : of->rows, parts + 2 * piece);
     }
     for (ptrdiff_t i = 0; i < count; i++) {
-        out[2 * i] = out[2 * i + 1] = 0;
+        squares[i] = along[i] = 0;
         for (ptrdiff_t piece = matrices[i].begin; piece < matrices[i].end; piece++) {
-            out[2 * i] += out[2 * (count + piece)];
-            out[2 * i + 1] += out[2 * (count + piece) + 1];
+            squares[i] += parts[2 * piece];
+            along[i] += parts[2 * piece + 1];
         }
     }
     Py_END_ALLOW_THREADS

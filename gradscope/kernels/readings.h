@@ -63,22 +63,22 @@ static inline TARGET __attribute__((always_inline)) REAL NAME(dot)(const REAL *r
     return (REAL)NAME(sum)(sums[0] + sums[1]) + rest;
 }
 
-/* Some rows of a matrix: |.|^2 of all of it, and left' matrix right. */
-static TARGET void NAME(piece)(const struct matrix *of, ptrdiff_t first, ptrdiff_t last, double found[2])
+/* Some rows of a matrix: |.|^2 of all of it, and left' matrix right; and a copy, where there is memory for one. */
+static TARGET void NAME(piece)(
+    const struct matrix *of, const struct place *at, ptrdiff_t first, ptrdiff_t last, double found[2])
 {
-    const REAL *left = (const REAL *)of->left;
+    const REAL *left = (const REAL *)at->left, *right = (const REAL *)at->right;
     found[0] = found[1] = 0;
     for (ptrdiff_t row = first; row < last; row++) {
-        const REAL *numbers = (const REAL *)of->numbers + row * of->columns;
+        const REAL *numbers = (const REAL *)at->numbers + row * of->columns;
         double along = 0;
-        if (of->copy)
-            NAME(read_and_keep)(
-                numbers, (const REAL *)of->right, of->columns, found, &along, (REAL *)of->copy + row * of->columns, COPIES);
+        if (at->copy)
+            NAME(read_and_keep)(numbers, right, of->columns, found, &along, (REAL *)at->copy + row * of->columns, COPIES);
         else
-            NAME(read)(numbers, (const REAL *)of->right, of->columns, found, &along);
+            NAME(read)(numbers, right, of->columns, found, &along);
         found[1] += along * left[row];
     }
-    if (of->copy)
+    if (at->copy)
         _mm_sfence();
 }
 

@@ -90,8 +90,8 @@ def arrivals_of(
     if serves(*grads) and all(_is_read_at_once(grad, probe) for grad, probe in zip(grads, probes, strict=True)):
         copies = None if memory is None else [memory(grad.shape, grad) for grad in grads]
         squares, along = _at_once(grads, probes, copies)
-        pairs = zip(squares.unbind(), along.unsqueeze(1).unbind(), strict=True)
-        arrivals = [Arrival(square, one, grads[0].dtype) for square, one in pairs]
+        dtype, pairs = grads[0].dtype, zip(squares.unbind(), along.unbind(), strict=True)
+        arrivals = [Arrival(square, one, dtype) for square, one in pairs]
         for arrival, copy in zip(arrivals, copies or (), strict=copies is not None):
             arrival.copy = copy
         return arrivals
@@ -107,14 +107,14 @@ def arrivals_of(
         groups.setdefault((_short, *key[1:3], False), []).extend(groups.pop(key))
     for (read, *_), indices in groups.items():
         squares, along = read([grads[i].detach() for i in indices], [probes[i] for i in indices])
-        for i, square, one in zip(indices, squares.unbind(), along.unsqueeze(1).unbind(), strict=True):
+        for i, square, one in zip(indices, squares.unbind(), along.unbind(), strict=True):
             found[i] = Arrival(square, one, grads[i].dtype)
     return [found[i] for i in range(len(grads))]
 
 
 def _is_read_at_once(grad: Tensor, probe: Probe) -> bool:
     """Whether the compiled kernel, which serves it, can read it as it lies."""
-    return len(probe.lefts) == 1 and grad.is_contiguous() and grad.numel() > 0
+    return len(probe.lefts) == 1 and grad.is_contiguous()
 
 
 def _way(grad: Tensor) -> Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Tensor, Tensor]] | None:
@@ -136,16 +136,16 @@ def _way(grad: Tensor) -> Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Te
 def _at_once(
     grads: Sequence[Tensor], probes: Sequence[Probe], copies: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Squared norms and projections of gradients of any shape, each read once; float64."""
-    found = readings(grads, [probe.lefts[0] for probe in probes], [probe.rights[0] for probe in probes], copies)
-    return found[:, 0], found[:, 1]
+    """Squared norms ``[m]`` and projections ``[m, 1]`` of gradients of any shape, each read once; float64."""
+    return readings(grads, [probe.lefts[0] for probe in probes], [probe.rights[0] for probe in probes], copies)
 
 
 def _alike(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
     """Squared norms, float64, and projections of vectors of one length."""
     table = torch.stack(list(grads))
     lengths: Tensor = torch.linalg.vector_norm(table, dim=1)
-    return lengths.double().square_(), table.mul_(torch.stack([probe.lefts[0] for probe in probes])).sum(1)
+    along = table.mul_(torch.stack([probe.lefts[0] for probe in probes])).sum(1, keepdim=True)
+    return lengths.double().square_(), along
 
 
 def _short(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ def _short(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Te
         flat, left, right = grad.view(-1), probe.lefts[0], probe.rights[0]
         squares.append(flat.dot(flat))
         along.append(flat.dot(left) if right.shape[0] == 1 else left.dot(grad.view(left.shape[0], -1).mv(right)))
-    return torch.stack(squares).double(), torch.stack(along)
+    return torch.stack(squares).double(), torch.stack(along).unsqueeze(1)
 
 
 def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
@@ -168,4 +168,4 @@ def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor,
         sizes, parts = zip(*found, strict=True)
         squares.append(sizes[0] if len(sizes) == 1 else torch.stack(sizes).sum())
         along.append(left.dot(parts[0] if len(parts) == 1 else torch.cat(parts)))
-    return torch.stack(squares), torch.stack(along)
+    return torch.stack(squares), torch.stack(along).unsqueeze(1)

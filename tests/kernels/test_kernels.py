@@ -254,8 +254,9 @@ def test_readings(dtype, vector):
     rights = [torch.randn(max(1, matrix[0].numel()), dtype=dtype) for matrix in matrices]
     rights = [right if len(right) > 1 else torch.ones_like(right) for right in rights]
     copies = [anything(matrix.shape, dtype) for matrix in matrices]
-    figures = readings(matrices, lefts, rights, copies, vector)
-    assert torch.equal(figures, readings(matrices, lefts, rights, vector=vector))
+    squares, along = readings(matrices, lefts, rights, copies, vector)
+    figures = torch.cat([squares.unsqueeze(1), along], dim=1)
+    assert all(map(torch.equal, (squares, along), readings(matrices, lefts, rights, vector=vector)))
     assert all(map(torch.equal, copies, matrices))
     for found, matrix, left, right in zip(figures, matrices, lefts, rights, strict=True):
         wide = matrix.double().reshape(len(left), -1)
@@ -372,8 +373,9 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
         lambda: Gram(x, g).look((torch.ones(7), torch.ones(6).double())),
         lambda: Gram(x, g).run(scratch, directions=(torch.ones(7), torch.ones(6)), sums=torch.empty(2, 6)),
         lambda: readings([x], [torch.ones(2)], [torch.ones(29)]),
-        lambda: rows_read(x[0], torch.ones(6), g[0, :4], torch.ones(7)),
-        lambda: normalized_sums(x, g, 1e-5, centred=True),
+        lambda: readings([x], [torch.ones(2)], [torch.ones(30).double()]),
+        lambda: readings([x], [torch.ones(2)], [torch.ones(60)[::2]]),
+        lambda: readings([x.mT], [torch.ones(2)], [torch.ones(30)]),
         lambda: readings([x], [torch.ones(2)], [torch.ones(30)], [torch.empty(2, 30).double()]),
         lambda: readings([x], [torch.ones(2)], [torch.ones(30)], [torch.empty(2, 29)]),
         lambda: rows_read(x[0], torch.ones(6), g[0], torch.ones(7), (torch.empty(5, 6), torch.empty(7, 5).T)),
