@@ -207,6 +207,8 @@ class Recorder:
         more = self.more_backwards()
         # Where no graph is kept there is no other backward that this one could be mistaken for a part of.
         backward.asks = (more or bool(self.kept)) and not torch.is_grad_enabled() and not self._adds_anything()
+        if backward.asks:
+            return backward
         every = few or not self.local or more
         for leaf in self.leaves:
             own = leaf.live
@@ -302,7 +304,7 @@ class Recorder:
         if self.tagging is not None:
             return
         backward = self.backward or self._begin(None)
-        if leaf.index in backward.fresh:
+        if backward.asks or leaf.index in backward.fresh:
             return
         own = leaf.live
         leaf.hooked = max(len(own._backward_hooks or ()), len(own._post_accumulate_grad_hooks or ())) > 1

@@ -12,6 +12,7 @@ from gradscope.contributions.gram import CANCELLED
 from gradscope.contributions.outer_bias import OuterBias
 from gradscope.contributions.workspace import Workspace
 from gradscope.kernels import Gram, Products, ShiftedGram, serves, width_of
+from gradscope.kernels.gram import MOST
 
 #: As coverage shows them.
 GRAM_KERNEL, PRODUCT_KERNEL = "Gram kernel", "product kernel"
@@ -24,9 +25,6 @@ LAID, ENDED = 15.0, 4.0
 
 #: Rows from which on there are enough for all threads.
 NARROW = 64
-
-#: Elements of scratch memory from which on a kernel would leave the cache that it counts on.
-MOST = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, eq=False)

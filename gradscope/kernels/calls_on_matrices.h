@@ -75,17 +75,14 @@ static PyObject *rows(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Elements that are shared out among threads, a piece at a time. */
-#define ELEMENTS 32768
-
-/* Variance and signal of each element. */
+/* Variance and signal of each element; threads share them, `each` at a time. */
 static PyObject *elementwise(PyObject *self, PyObject *args)
 {
     struct elements of;
     int vector, doubles, threads;
-    Py_ssize_t count, mean, own, variance, signal;
+    Py_ssize_t count, each, mean, own, variance, signal;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiinnnnnddd", &vector, &doubles, &threads, &count, &mean, &own, &variance, &signal,
+    if (!PyArg_ParseTuple(args, "iiinnnnnnddd", &vector, &doubles, &threads, &count, &each, &mean, &own, &variance, &signal,
                           &of.weight_square, &of.variance_scale, &of.signal_scale))
         return NULL;
     of.first = ADDRESS(mean);
@@ -94,30 +91,30 @@ static PyObject *elementwise(PyObject *self, PyObject *args)
     of.signal = ADDRESS(signal);
     elements_function *const run = elementwise_of[vector == 64][doubles != 0];
     Py_BEGIN_ALLOW_THREADS
-#pragma omp parallel for schedule(static) num_threads(threads) if (count > ELEMENTS)
-    for (ptrdiff_t start = 0; start < count; start += ELEMENTS)
-        run(&of, start, count - start < ELEMENTS ? count : start + ELEMENTS);
+#pragma omp parallel for schedule(static) num_threads(threads) if (count > each)
+    for (ptrdiff_t start = 0; start < count; start += each)
+        run(&of, start, count - start < each ? count : start + each);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
-/* found: the sum of above / below over each piece of elements, and their number without 0 / 0, [pieces, 2]. */
+/* found: the sum of above / below over each piece of `each` elements, and their number without 0 / 0, [pieces, 2]. */
 static PyObject *ratios(PyObject *self, PyObject *args)
 {
     struct elements of;
     int vector, doubles, threads;
-    Py_ssize_t count, below, above, found;
+    Py_ssize_t count, each, below, above, found;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiinnnn", &vector, &doubles, &threads, &count, &below, &above, &found))
+    if (!PyArg_ParseTuple(args, "iiinnnnn", &vector, &doubles, &threads, &count, &each, &below, &above, &found))
         return NULL;
     of.first = ADDRESS(below);
     of.second = ADDRESS(above);
     ratios_function *const run = ratios_of[vector == 64][doubles != 0];
     double *const out = ADDRESS(found);
     Py_BEGIN_ALLOW_THREADS
-#pragma omp parallel for schedule(static) num_threads(threads) if (count > ELEMENTS)
-    for (ptrdiff_t start = 0; start < count; start += ELEMENTS)
-        run(&of, start, count - start < ELEMENTS ? count : start + ELEMENTS, out + 2 * (start / ELEMENTS));
+#pragma omp parallel for schedule(static) num_threads(threads) if (count > each)
+    for (ptrdiff_t start = 0; start < count; start += each)
+        run(&of, start, count - start < each ? count : start + each, out + 2 * (start / each));
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 from gradscope.kernels import loaded
 from gradscope.kernels.loaded import check
 
-#: Elements that a thread works on at a time, as the kernels have it.
+#: Elements that a thread works on at a time.
 PIECE = 1 << 15
 
 
@@ -29,8 +29,8 @@ def variance_and_signal(
     variance, signal = torch.empty_like(own), torch.empty_like(own)
     rest = 1 - weight_square
     loaded.compiled().elementwise(
-        vector, own.dtype is torch.float64, torch.get_num_threads(), own.numel(), mean.data_ptr(), own.data_ptr(),
-        variance.data_ptr(), signal.data_ptr(), weight_square, samples / rest, 1 / rest,
+        vector, own.dtype is torch.float64, torch.get_num_threads(), own.numel(), PIECE, mean.data_ptr(),
+        own.data_ptr(), variance.data_ptr(), signal.data_ptr(), weight_square, samples / rest, 1 / rest,
     )  # fmt: skip
     return variance, signal
 
@@ -47,8 +47,8 @@ def ratio_sums(below: Tensor, above: Tensor, vector: int = loaded.VECTOR) -> tup
     check(fits and below.is_contiguous() and above.is_contiguous(), "ratios", below.shape, above.shape)
     found = torch.empty(-(-below.numel() // PIECE), 2, dtype=torch.float64)
     loaded.compiled().ratios(
-        vector, below.dtype is torch.float64, torch.get_num_threads(), below.numel(), below.data_ptr(), above.data_ptr(),
-        found.data_ptr(),
+        vector, below.dtype is torch.float64, torch.get_num_threads(), below.numel(), PIECE, below.data_ptr(),
+        above.data_ptr(), found.data_ptr(),
     )  # fmt: skip
     total, count = found.sum(0).tolist()
     return total, round(count)

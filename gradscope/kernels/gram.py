@@ -18,6 +18,9 @@ APART = 64
 #: Fewer samples than so many for each thread leave threads without work, unless they share them.
 SHARED = 4
 
+#: Elements of scratch memory from which on a kernel would leave the cache that it counts on.
+MOST = 1 << 22
+
 
 class Gram:
     """``Σ_{s,t} ⟨aₛ, aₜ⟩⟨bₛ, bₜ⟩`` for each sample.
@@ -44,7 +47,8 @@ class Gram:
         self._count = first.shape[0] if count is None else count
         threads = torch.get_num_threads()
         # A sample is a thread's own, where there are as many; threads that would have none share the panels of each.
-        self._apart = self._count % threads > 0 and self._count < SHARED * threads
+        few = self._count % threads > 0 and self._count < SHARED * threads
+        self._apart = few and self._count * plan.each + threads * plan.aside <= MOST
         tasks = self._count * (plan.panels if self._apart else 1)
         self.threads = max(1, min(threads, tasks))
         owners = self._count if self._apart else self.threads

@@ -218,6 +218,21 @@ def test_samples_that_are_chosen(some, dtype, vector):
     assert_close(moment, gradients.square().sum(0), gradients.square().sum(0).max())
 
 
+def test_many_threads_take_no_more_memory_than_one_sample_each_where_samples_do_not_fit_side_by_side():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(16)
+        # 20 samples of 0.3 million elements: too many at once, and no multiple of 16.
+        kernel = Gram(torch.empty(20, 128, 512), torch.empty(20, 128, 2048))
+        few = Gram(torch.empty(3, 128, 512), torch.empty(3, 128, 2048))
+    finally:
+        torch.set_num_threads(before)
+    assert kernel.threads == 16
+    assert 16 * 128 * 2560 <= kernel.scratch < 17 * 128 * 2560
+    assert few.threads == min(16, 3 * 128 * 4 // (2 * loaded.VECTOR))
+    assert few.scratch < 4 * 128 * 2560
+
+
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("some", [[2], [3, 0], [1, 3, 2]], ids=len)
 @pytest.mark.parametrize("name", ["few channels", "blocks of channels", "one by one"])
