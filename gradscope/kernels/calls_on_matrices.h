@@ -1,27 +1,84 @@
 /* What Python calls for figures of whole matrices and of their rows and elements; included by kernels.c. */
 
-/* Squared norms and projections of matrices, [count] each; their pieces, which threads share, need memory for two doubles each. */
+/* What one matrix is read for: its rows and columns, where it and its directions lie, and where a copy goes; 0 where these do not
+ * fit together. */
+static int place_of(
+    PyObject *numbers, PyObject *left, PyObject *right, PyObject *copy, PyObject *dtype, struct matrix *matrix, struct place *at)
+{
+    const ptrdiff_t rows = count_of(left, names.numel), columns = count_of(right, names.numel);
+    if (rows < 1 || columns < 1 || !lies_in_line(numbers, dtype, rows * columns) || !lies_in_line(left, dtype, rows)
+        || !lies_in_line(right, dtype, columns) || (copy && !lies_in_line(copy, dtype, rows * columns)))
+        return 0;
+    /* A vector is one row: the two directions change places. */
+    const int turned = columns == 1;
+    matrix->rows = turned ? columns : rows;
+    matrix->columns = turned ? rows : columns;
+    at->numbers = numbers_of(numbers);
+    at->left = numbers_of(turned ? right : left);
+    at->right = numbers_of(turned ? left : right);
+    at->copy = copy ? numbers_of(copy) : NULL;
+    return at->numbers && at->left && at->right && !copy == !at->copy;
+}
+
+/* The same of all of them; threads share pieces of about `each` numbers. */
+static int places_of(
+    PyObject *numbers, PyObject *lefts, PyObject *rights, PyObject *copies, ptrdiff_t count, ptrdiff_t each, PyObject *dtype,
+    struct matrix *matrices, struct place *places)
+{
+    ptrdiff_t end = 0;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        struct matrix *const matrix = matrices + i;
+        PyObject *own[4] = {PySequence_GetItem(numbers, i), PySequence_GetItem(lefts, i), PySequence_GetItem(rights, i),
+                            copies == Py_None ? NULL : PySequence_GetItem(copies, i)};
+        const int fits = own[0] && own[1] && own[2] && !own[3] == (copies == Py_None)
+            && place_of(own[0], own[1], own[2], own[3], dtype, matrix, places + i);
+        for (int k = 0; k < 4; k++)
+            Py_XDECREF(own[k]);
+        if (!fits)
+            return 0;
+        matrix->height = each > matrix->columns ? each / matrix->columns : 1;
+        matrix->begin = end;
+        matrix->end = end += (matrix->rows + matrix->height - 1) / matrix->height;
+    }
+    return 1;
+}
+
+/* Squared norms and projections of matrices, memory for [count] of each; a copy of each of them is written where asked for. */
 static PyObject *readings(PyObject *self, PyObject *args)
 {
-    int vector, doubles, threads;
-    const char *packed, *addresses;
-    Py_ssize_t length, size, norms, projections, scratch;
+    int vector, threads;
+    PyObject *numbers, *lefts, *rights, *copies;
+    Py_ssize_t each, norms, projections;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy#y#nnn", &vector, &doubles, &threads, &packed, &length, &addresses, &size, &norms,
-                          &projections, &scratch))
+    if (!PyArg_ParseTuple(args, "iinOOOOnn", &vector, &threads, &each, &numbers, &lefts, &rights, &copies, &norms, &projections))
         return NULL;
-    const ptrdiff_t count = length / (ptrdiff_t)sizeof(struct matrix);
-    const struct matrix *const matrices = (const struct matrix *)packed;
-    const struct place *const places = (const struct place *)addresses;
-    if (!count || length % (ptrdiff_t)sizeof(struct matrix) || size != count * (ptrdiff_t)sizeof(struct place)) {
-        PyErr_SetString(PyExc_ValueError, "matrices were expected, each of five numbers and four addresses");
-        return NULL;
+    const ptrdiff_t count = PySequence_Size(numbers);
+    if (count < 1 || PySequence_Size(lefts) != count || PySequence_Size(rights) != count
+        || (copies != Py_None && PySequence_Size(copies) != count))
+        return do_not_fit("readings");
+    PyObject *first = PySequence_GetItem(numbers, 0), *dtype = first ? dtype_of(first) : NULL;
+    Py_XDECREF(first);
+    struct matrix *const matrices = PyMem_Malloc(count * (sizeof(struct matrix) + sizeof(struct place)));
+    struct place *const places = (struct place *)(matrices + count);
+    if (!matrices)
+        return PyErr_NoMemory();
+    if (!dtype || !places_of(numbers, lefts, rights, copies, count, each, dtype, matrices, places)) {
+        PyMem_Free(matrices);
+        return do_not_fit("readings");
     }
-    piece_function *const run = pieces[vector == 64][doubles != 0];
-    double *const squares = ADDRESS(norms), *const along = ADDRESS(projections), *const parts = ADDRESS(scratch);
+    const ptrdiff_t end = matrices[count - 1].end;
+    double *const parts = PyMem_Malloc(end * 2 * sizeof(double));
+    if (!parts) {
+        PyMem_Free(matrices);
+        return PyErr_NoMemory();
+    }
+    piece_function *const run = pieces[vector == 64][dtype == torch.float64];
+    double *const squares = ADDRESS(norms), *const along = ADDRESS(projections);
+    if (threads > end)
+        threads = (int)end;
     Py_BEGIN_ALLOW_THREADS
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (ptrdiff_t piece = 0; piece < matrices[count - 1].end; piece++) {
+    for (ptrdiff_t piece = 0; piece < end; piece++) {
         ptrdiff_t low = 0, high = count - 1;
         while (low < high) {
             const ptrdiff_t middle = (low + high) / 2;
@@ -31,8 +88,8 @@ static PyObject *readings(PyObject *self, PyObject *args)
                 low = middle + 1;
         }
         const struct matrix *const of = matrices + low;
-        const ptrdiff_t first = (piece - of->begin) * of->height, last = first + of->height;
-        run(of, places + low, first, last < of->rows ? last : of->rows, parts + 2 * piece);
+        const ptrdiff_t begin = (piece - of->begin) * of->height, last = begin + of->height;
+        run(of, places + low, begin, last < of->rows ? last : of->rows, parts + 2 * piece);
     }
     for (ptrdiff_t i = 0; i < count; i++) {
         squares[i] = along[i] = 0;
@@ -42,30 +99,54 @@ static PyObject *readings(PyObject *self, PyObject *args)
         }
     }
     Py_END_ALLOW_THREADS
+    PyMem_Free(parts);
+    PyMem_Free(matrices);
     Py_RETURN_NONE;
 }
 
-/* Lengths and projections of the rows of two matrices of as many rows: [4, rows]. */
+/* Rows that lie in line, and a direction of as many numbers; 0 where they are not that. */
+static int rows_of_tensor(PyObject *numbers, PyObject *direction, PyObject *squares, PyObject *dtype, struct rows *of)
+{
+    ptrdiff_t shape[2], steps[2];
+    if (has(numbers, names.dtype, dtype) != 1 || !two(PyObject_GetAttr(numbers, names.shape), shape)
+        || !two(PyObject_CallMethodObjArgs(numbers, names.stride, NULL), steps) || (steps[1] != 1 && shape[1] > 1)
+        || !lies_in_line(direction, dtype, shape[1]) || (squares && !lies_in_line(squares, dtype, shape[0] * shape[1])))
+        return 0;
+    of->rows = shape[0];
+    of->columns = shape[1];
+    of->step = steps[0];
+    of->numbers = numbers_of(numbers);
+    of->direction = numbers_of(direction);
+    of->squares = squares ? numbers_of(squares) : NULL;
+    return of->numbers && of->direction && !squares == !of->squares;
+}
+
+/* Lengths and projections of the rows of two matrices of as many rows: [4, rows]. Their numbers' squares are written where there is
+ * a pair of tensors for them. */
 static PyObject *rows(PyObject *self, PyObject *args)
 {
     struct rows of[2];
-    int vector, doubles, threads;
-    Py_ssize_t found, count, first, along_first, first_squares, second, along_second, second_squares;
+    int vector, threads;
+    Py_ssize_t each;
+    PyObject *found, *given[4], *kept, *squares[2] = {NULL, NULL};
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiinnnnnnnnnnnn", &vector, &doubles, &threads, &found, &count, &first, &along_first,
-                          &of[0].columns, &of[0].step, &first_squares, &second, &along_second, &of[1].columns, &of[1].step,
-                          &second_squares))
+    if (!PyArg_ParseTuple(args, "iinOOOOOO", &vector, &threads, &each, &found, given, given + 1, given + 2, given + 3, &kept))
         return NULL;
-    of[0].squares = ADDRESS(first_squares);
-    of[1].squares = ADDRESS(second_squares);
-    rows_function *const run = rows_of[vector == 64][doubles != 0];
-    of[0].numbers = ADDRESS(first);
-    of[0].direction = ADDRESS(along_first);
-    of[0].found = ADDRESS(found);
-    of[1].numbers = ADDRESS(second);
-    of[1].direction = ADDRESS(along_second);
-    of[1].found = (char *)ADDRESS(found) + 2 * count * (doubles ? sizeof(double) : sizeof(float));
-    of[0].rows = of[1].rows = count;
+    if (kept != Py_None && !PyArg_ParseTuple(kept, "OO", squares, squares + 1))
+        return NULL;
+    PyObject *dtype = dtype_of(given[0]);
+    if (!dtype || !rows_of_tensor(given[0], given[1], squares[0], dtype, of)
+        || !rows_of_tensor(given[2], given[3], squares[1], dtype, of + 1) || of[0].rows != of[1].rows
+        || !lies_in_line(found, dtype, 4 * of[0].rows) || !(of[0].found = numbers_of(found)))
+        return do_not_fit("rows");
+    const ptrdiff_t count = of[0].rows;
+    const int doubles = dtype == torch.float64;
+    of[1].found = (char *)of[0].found + 2 * count * (doubles ? sizeof(double) : sizeof(float));
+    if (count * (of[0].columns + of[1].columns) < 2 * each)
+        threads = 1;
+    if (threads > count)
+        threads = (int)count;
+    rows_function *const run = rows_of[vector == 64][doubles];
     Py_BEGIN_ALLOW_THREADS
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
     for (int share = 0; share < threads; share++)

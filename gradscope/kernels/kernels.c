@@ -1,7 +1,8 @@
 /* Per-sample weight gradients that are built in registers, reduced there and never written to memory.
  *
- * For x86-64 with AVX-512 or with AVX2 and FMA, chosen when the module is loaded. Everything that comes in was checked by the
- * Python side of this folder, which also lends the scratch memory; addresses come as integers.
+ * For x86-64 with AVX-512 or with AVX2 and FMA, chosen when the module is loaded. What comes in as integers, addresses
+ * among them, was checked by the Python side of this folder, which also lends the scratch memory; what comes in as tensors is
+ * checked here.
  */
 
 #define Py_LIMITED_API 0x030A0000
@@ -118,6 +119,7 @@ static void run_samples(
         run(of, sample, (char *)ADDRESS(scratch) + thread() * each);
 }
 
+#include "tensors.h"
 #include "calls_on_samples.h"
 #include "calls_on_matrices.h"
 
@@ -144,6 +146,8 @@ static PyMethodDef methods[] = {
     {"elementwise", elementwise, METH_VARARGS, "Variance and signal of every element of a gradient."},
     {"ratios", ratios, METH_VARARGS, "Sums of the elements' quotients of two matrices."},
     {"rows", rows, METH_VARARGS, "Lengths and projections of the rows of two matrices."},
+    {"meet", meet, METH_VARARGS, "What is compared with tensors' attributes: torch's own objects."},
+    {"serves", serves, METH_VARARGS, "Whether the kernels can read these tensors."},
     {"widest", widest, METH_NOARGS, "Bytes of the widest vectors that this processor has."},
     {NULL, NULL, 0, NULL},
 };
@@ -152,5 +156,5 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", NULL,
 
 PyMODINIT_FUNC PyInit__kernels(void)
 {
-    return PyModule_Create(&definition);
+    return intern_names() ? PyModule_Create(&definition) : NULL;
 }

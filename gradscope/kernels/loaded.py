@@ -11,8 +11,6 @@ from torch import Tensor
 #: Set to 0, figures come from torch's operators alone.
 VARIABLE = "GRADSCOPE_KERNELS"
 
-DTYPES = (torch.float32, torch.float64)
-
 
 def _load() -> tuple[Any, str]:
     """The module and nothing, or nothing and why. It finds the threads of the OpenMP that torch has loaded; it brings none."""
@@ -25,6 +23,8 @@ def _load() -> tuple[Any, str]:
             None,
             f"not built, which takes GCC and the headers of Python on x86-64 when gradscope is installed ({error})",
         )
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    _kernels.meet(Tensor, torch.float32, torch.float64, torch.strided, wrapped)
     if not _kernels.widest():
         return None, "this processor has neither AVX-512 nor AVX2"
     return _kernels, ""
@@ -49,21 +49,7 @@ def compiled() -> Any:
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the kernels can read these: dense tensors of one dtype, float32 or float64, on a CPU; none empty."""
-    dtype = tensors[0].dtype
-    return VECTOR > 0 and dtype in DTYPES and all(_is_plain(tensor, dtype) for tensor in tensors)
-
-
-def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return (
-        type(tensor) is Tensor
-        and tensor.dtype == dtype
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and not tensor.is_neg()
-        and tensor.numel() > 0
-        # What a transform wraps has no memory of its own.
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
+    return VECTOR > 0 and _compiled.serves(*tensors)
 
 
 def check(fits: bool, kernel: str, *shapes: torch.Size) -> None:
