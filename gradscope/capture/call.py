@@ -36,20 +36,16 @@ class Call:
         key: what tells this kind of call from others of the same layer.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "autocast",
-        "by_operators",
-        "forward",
-        "grad",
-        "kept",
-        "key",
-        "plan",
-        "recorder",
-        "saved",
-        "shared",
-        "tagged",
-    )
+    # On the class: there is one such object for each layer of each micro-step, and most of these stay as they are.
+    by_operators: bool = False
+    #: What autocast computed in, where the layer is of many operators and its output need not show it.
+    autocast: torch.dtype | None = None
+    grad: Tensor | None = None
+    #: What the layer's own node has saved, where the rule can use it.
+    saved: tuple[Tensor, ...] = ()
+    #: Of its input, where layers called just before or after read the same.
+    shared: SharedBlocks | None = None
+    tagged: TaggedRows | None = None
 
     def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, key: tuple[object, ...]) -> None:
         self.recorder = recorder
@@ -58,15 +54,6 @@ class Call:
         forward.packs |= torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         self.kept = kept
         self.key = key
-        self.by_operators = False
-        #: What autocast computed in, where the layer is of many operators and its output need not show it.
-        self.autocast: torch.dtype | None = None
-        self.grad: Tensor | None = None
-        #: What the layer's own node has saved, where the rule can use it.
-        self.saved: tuple[Tensor, ...] = ()
-        #: Of its input, where layers called just before or after read the same.
-        self.shared: SharedBlocks | None = None
-        self.tagged: TaggedRows | None = None
 
     @property
     def rule(self) -> Rule:
@@ -157,7 +144,7 @@ class Call:
 
     def wanted(self) -> dict[str, Leaf]:
         """The layer's parameters that ask for a gradient."""
-        return {name: leaf for name, leaf in self.plan.leaves.items() if leaf.wanted}
+        return self.plan.wanted()
 
     @property
     def place(self) -> tuple[object, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,24 +28,9 @@ class Made(NamedTuple):
     shape: torch.Size
 
 
-class Noted(NamedTuple):
-    """A call of a layer of which only its hook hangs so far.
-
-    Attributes:
-        call: it.
-        x: what it read.
-        source: the node that made it.
-        version: what it was at that time.
-        output: what it returned.
-        made: the same as far as it may be held.
-    """
-
-    call: PromptCall
-    x: Tensor
-    source: Any
-    version: int
-    output: weakref.ref[Tensor]
-    made: Made
+#: A call of a layer of which only its hook hangs so far: it, what it read, the node that made that and its version at that time,
+#: what it returned, and what is known of that without holding it.
+Noted: TypeAlias = "tuple[PromptCall, Tensor, Any, int, weakref.ref[Tensor], Any, int, torch.Size]"
 
 
 class Forward:
@@ -159,7 +145,7 @@ class Forward:
         self.packs = False
         self.interacting: set[int] = set()
         self.keeps: set[str] = set()
-        self.made: list[tuple[Any, list[Any], list[int]]] = []
+        self.made: list[tuple[Any, Sequence[Any], Iterable[Leaf]]] = []
         self.notes = False
         self.noted: list[Noted] = []
         self.prompt: list[PromptCall] = []

@@ -18,6 +18,7 @@ from gradscope.capture.forward import Forward, Made
 from gradscope.capture.fused import fuse
 from gradscope.capture.hook import hang
 from gradscope.capture.kept import Kept, kept_plainly
+from gradscope.capture.layout import BatchDim
 from gradscope.capture.noted import may_wait, note
 from gradscope.capture.plan import Plan
 from gradscope.capture.recomputed_call import RecomputedCall, as_positional
@@ -122,7 +123,7 @@ class Forwarding:
                 forward.uses[leaf.index] = forward.uses.get(leaf.index, 0) + 1
             single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
             inputs = [args[0].grad_fn] if single else [tensor.grad_fn for tensor in tensors_in((args, kwargs))]
-            forward.made.append((tensors[0].grad_fn, inputs, [leaf.index for leaf in leaves]))
+            forward.made.append((tensors[0].grad_fn, inputs, leaves))
         if joined is not None:
             return joined
         if plan.rule is not None:
@@ -190,18 +191,33 @@ class Forwarding:
     def enrol_noted(self, forward: Forward) -> None:
         """Do for the calls that were noted what could wait."""
         noted, forward.noted = forward.noted, []
-        for call, x, source, version, output, made in noted:
-            forward.seen.append(output)
-            self._note_frontier(forward, *made)
-            forward.keeps.add(call.plan.name)
-            call.own = call.wanted()
-            indices = [leaf.index for leaf in call.own.values()]
-            for index in indices:
-                forward.uses[index] = forward.uses.get(index, 0) + 1
-            forward.made.append((made.grad_fn, [source], indices))
-            self._enrol(forward, call, made, sure=True)
-            self._share(forward, call, x, version)
-            forward.prompt.append(call)
+        if not noted:
+            return
+        uses, seen, keeps, prompt = forward.uses, forward.seen, forward.keeps, forward.prompt
+        training, samples, graph = self.recorder.model.training, forward.samples, self.recorder.graph
+        first, latest, read = None, None, 0
+        for call, x, source, version, output, node, number, shape in noted:
+            seen.append(output)
+            prompt.append(call)
+            plan, leaves = call.plan, call.own.values()
+            keeps.add(plan.name)
+            for leaf in leaves:
+                uses[leaf.index] = uses.get(leaf.index, 0) + 1
+            forward.made.append((node, (source,), leaves))
+            count = forward.calls[plan.name] = forward.calls.get(plan.name, 0) + 1
+            call.key = (count, len(shape), training, samples)
+            if type(plan.layouts.known((graph, call.key))) is not BatchDim:
+                self._ask_graph(forward, call, Made(node, number, shape))
+            # Queries, keys and values read the same tensor.
+            if x is not latest or version != read:
+                first, latest, read = call, x, version
+            elif first is not None:
+                call.shared = first.shared = first.shared or SharedBlocks()
+        for *_, node, number, shape in reversed(noted):
+            if self._note_frontier(forward, node, number, shape):
+                break
+        if first is not None and latest is not None:
+            forward.latest = weakref.ref(latest), read, weakref.ref(first)
 
     def _enrol(self, forward: Forward, call: Call, made: Made, *, sure: bool) -> None:
         """Give a call its number among its layer's, and ask the graph where it is not known whether its output has samples.
@@ -215,17 +231,23 @@ class Forwarding:
         name = call.plan.name
         forward.calls[name] = number = forward.calls.get(name, 0) + 1
         call.key = (number, len(made.shape), self.recorder.model.training, forward.samples)
-        if sure and call.settled:
-            return
+        if not sure or not call.settled:
+            self._ask_graph(forward, call, made)
+
+    def _ask_graph(self, forward: Forward, call: Call, made: Made) -> None:
+        """Let the graph say whether a call's output has samples."""
         without = call.without_samples(made.shape)
         recomputed = torch._C._current_graph_task_id() != -1
         if not recomputed and (without or (without is None and (self.recorder.guarding or call.unsure(made.shape)))):
             forward.unbatched.append((call, made, bool(without)))
 
-    def _note_frontier(self, forward: Forward, node: Any, number: int, shape: torch.Size) -> None:
+    def _note_frontier(self, forward: Forward, node: Any, number: int, shape: torch.Size) -> bool:
+        """Whether an output has samples; the last one that has is where an inner backward can begin."""
         dim = self.recorder.options.batch_dim
-        if len(shape) > dim and shape[dim] == forward.samples and node is not None:
+        has_samples = len(shape) > dim and shape[dim] == forward.samples and node is not None
+        if has_samples:
             forward.frontier = (node, number)
+        return has_samples
 
     @staticmethod
     def _share(forward: Forward, call: Call, x: Tensor, version: int) -> None:

@@ -55,8 +55,6 @@ class FusedCall(Call):
         fusing: whether this backward may use them.
     """
 
-    __slots__ = ("bias", "fusing", "product")
-
     def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, key: tuple[object, ...]) -> None:
         super().__init__(recorder, plan, forward, Lent(), key)
         self.fusing = False

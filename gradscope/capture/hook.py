@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
+from torch.overrides import has_torch_function_unary
 from torch.utils.checkpoint import _StopRecomputationError
 
 from gradscope.capture.compiled import in_one_graph, leave_uncompiled
@@ -69,9 +70,6 @@ class Shielded(Hook):
 
     owner: Owner
 
-    def __init__(self, function: Callable[..., Any], owner: Owner) -> None:
-        super().__init__(function, owner)
-
     def __call__(self, *args: Any) -> Any:  # noqa: D102
         if is_compiling():
             return None if in_one_graph() else self._uncompiled(*args)
@@ -101,7 +99,7 @@ leave_uncompiled(Shielded.__call__.__code__, callees=True)
 def hang(tensor: Tensor, hook: Hook) -> None:
     """``tensor.register_hook(hook)`` without the handle, which takes most of the time that registering takes."""
     node = tensor.grad_fn
-    if tensor._backward_hooks is not None or node is None or torch.overrides.has_torch_function_unary(tensor):
+    if tensor._backward_hooks is not None or node is None or has_torch_function_unary(tensor):
         tensor.register_hook(hook)
         return
     # As torch does it, but for the number: handles count from 0.

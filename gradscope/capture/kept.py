@@ -36,27 +36,20 @@ class Kept:
         args: the call's positional arguments, nested structures included.
     """
 
-    __slots__ = ("_node", "_single", "_spec", "_version")
+    _single: Tensor | None = None
+    _node: Any = None
+    _spec: Any = ()
+    _version = 0
 
     def __init__(self, args: tuple[Any, ...]) -> None:
-        self._single: Tensor | None = None
         if len(args) == 1 and isinstance(args[0], Tensor) and kept_plainly(args[0]):
             # The usual case, in a tenth of the time.
-            self._single, self._node, self._spec = args[0].detach(), None, ()
-            self._version = args[0]._version
+            self._single, self._version = args[0].detach(), args[0]._version
             return
         tensors: list[Tensor] = []
         self._spec = _strip(args, tensors)
         # detach() shares the version counter, so that a later in-place change is still seen.
         self._node = _Keep.apply(_TRIGGER, *[tensor.detach() for tensor in tensors]) if tensors else None  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def plainly(cls, x: Tensor) -> Kept:
-        """A single tensor that autograd keeps as it is."""
-        kept: Kept = cls.__new__(cls)
-        kept._single, kept._node, kept._spec = x.detach(), None, ()
-        kept._version = x._version
-        return kept
 
     def read(self) -> tuple[Any, ...]:
         """The arguments as they were.
@@ -81,6 +74,13 @@ class Kept:
     def release(self) -> None:
         """Let go: autograd frees what a layer saved as soon as its backward is over, and so does this."""
         self._node, self._spec, self._single = None, (), None
+
+
+class KeptPlainly(Kept):
+    """A single tensor that autograd keeps as it is."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._single, self._version = x.detach(), x._version
 
 
 def kept_plainly(tensor: Tensor) -> bool:

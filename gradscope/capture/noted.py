@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradscope.capture.forward import Forward, Made, Noted
+from gradscope.capture.forward import Forward
 from gradscope.capture.hook import Shielded, hang
-from gradscope.capture.kept import Kept, kept_plainly
+from gradscope.capture.kept import KeptPlainly, kept_plainly
 from gradscope.capture.plan import Plan
 from gradscope.capture.prompt_call import PromptCall
 from gradscope.capture.row_call import RowCall
@@ -35,18 +35,20 @@ def note(
     """
     if plan.rule is None or kwargs or len(args) != 1 or type(output) is not Tensor or not output.requires_grad:
         return False
-    x, rows = args[0], plan.rule is LINEAR and output.dim() == 2
+    x, rule = args[0], plan.rule
+    rows = rule is LINEAR and output.dim() == 2
     if type(x) is not Tensor or not (torch.is_grad_enabled() and _plain(recorder, output)):
         return False
-    if recorder.options.fused and not rows and plan.rule in (LINEAR, CONVOLUTION):
+    if recorder.options.fused and not rows and rule in (LINEAR, CONVOLUTION):
         return False
-    if plan.wanted:
-        call = (RowCall if rows else PromptCall)(recorder, plan, forward, Kept.plainly(x), ())
-        if plan.rule.saved is not None:
-            call.saved = plan.rule.saved(output)
+    own = plan.wanted()
+    if own:
+        call = (RowCall if rows else PromptCall)(recorder, plan, forward, KeptPlainly(x), own)
+        if rule.saved is not None:
+            call.saved = rule.saved(output)
         hang(output, Shielded(call.on_grad, recorder))
-        made = Made(output.grad_fn, output.output_nr, output.shape)
-        forward.noted.append(Noted(call, x, x.grad_fn, x._version, weakref.ref(output), made))
+        made = (output.grad_fn, output.output_nr, output.shape)
+        forward.noted.append((call, x, x.grad_fn, x._version, weakref.ref(output), *made))
     return True
 
 

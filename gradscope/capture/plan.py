@@ -44,7 +44,10 @@ class Plan:
         self.checked: set[object] = set()
         self.by_operators = False
 
-    @property
-    def wanted(self) -> bool:
-        """Whether any of its parameters is to be measured."""
-        return any(leaf.parameter.requires_grad and not leaf.ignored for _, leaf in self.own)
+    def wanted(self) -> dict[str, Leaf]:
+        """Those of its parameters that are to be measured."""
+        found = {}
+        for name, leaf in self.own:
+            if leaf.parameter.requires_grad and not leaf.ignored:
+                found[name] = leaf
+        return found

@@ -44,30 +44,36 @@ class PromptCall(Call):
         taken: what was read of them.
     """
 
-    __slots__ = ("layout", "own", "taken")
+    layout: BatchDim | None = None
+    taken: Taken | None = None
+    key: tuple[object, ...] = ()
 
-    def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, key: tuple[object, ...]) -> None:
-        super().__init__(recorder, plan, forward, kept, key)
-        self.layout: BatchDim | None = None
-        self.own: dict[str, Leaf] = {}
-        self.taken: Taken | None = None
+    def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, own: dict[str, Leaf]) -> None:
+        # Not as any other call: that it is kept plainly is known.
+        self.recorder = recorder
+        self.plan = plan
+        self.forward = forward
+        self.kept = kept
+        self.own = own
 
     def prepare(self) -> None:
         """The forward has ended: whether anything about this call is unusual."""
         layouts, forward = self.plan.layouts, self.forward
-        known = layouts.known(self.place)
+        known = layouts.known((forward.graph, self.key))
         if type(known) is not BatchDim or layouts.negligible or self.by_operators:
             return
-        if all(forward.uses.get(leaf.index) == 1 and leaf.index not in forward.second for leaf in self.own.values()):
-            self.layout = known
+        uses, second = forward.uses, forward.second
+        for leaf in self.own.values():
+            if uses.get(leaf.index) != 1 or leaf.index in second:
+                return
+        self.layout = known
 
     def on_grad(self, grad: Tensor) -> None:
         """Hook on the output: its gradient is here."""
         if self.layout is None or self.grad is not None or not self.recorder.enters_as_usual(self.forward):
             super().on_grad(grad)
             return
-        self.taken = self._take(grad, self.layout)
-        if self.taken is None:
+        if not self._take(grad, self.layout):
             super().on_grad(grad)
             return
         self.forward.waiting.append(self)
@@ -88,17 +94,19 @@ class PromptCall(Call):
                 step.add(leaf, found, self.rule.name, uses=1, last=True, dtype=taken.dtype)
             step.of(leaf).assumed |= assumed
 
-    def _take(self, grad: Tensor, layout: BatchDim) -> Taken | None:
-        """What this call added to each of its parameters; None where the longer way must find out."""
+    def _take(self, grad: Tensor, layout: BatchDim) -> bool:
+        """Read what this call added to each of its parameters; False where the longer way must find out."""
         step, dim = self.forward.step, layout.dim
         if step is None or dim >= grad.dim() or grad.shape[dim] != self.forward.samples or grad.numel() == 0:
-            return None
-        if any(leaf.index in step.measured for leaf in self.own.values()):
-            return None
+            return False
+        measured = step.measured
+        for leaf in self.own.values():
+            if leaf.index in measured:
+                return False
         try:
             described = self._describe(grad, layout)
         except Exception:  # the longer way says what has failed
-            return None
+            return False
         found: list[Figures | Dense] = []
         for name, leaf in self.own.items():
             contribution = described.get(name)
@@ -107,7 +115,8 @@ class PromptCall(Call):
                 or contribution.samples != step.samples
                 or contribution.shape != leaf.parameter.shape
             ):
-                return None
+                return False
             waits = isinstance(contribution, Dense) and type(contribution) is not RowBias and contribution.short
             found.append(contribution if waits else step.figures(leaf, contribution))  # type: ignore[arg-type]
-        return Taken(grad.dtype, found)
+        self.taken = Taken(grad.dtype, found)
+        return True

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from gradscope.capture.layout import BatchDim
-from gradscope.capture.prompt_call import PromptCall, Taken
+from gradscope.capture.prompt_call import PromptCall
 from gradscope.contributions.row import RowSketch, row_moments, sketch_rows
-from gradscope.moments.microstep import coarsest
-
-if TYPE_CHECKING:
-    from gradscope.capture.forward import Forward
-    from gradscope.capture.kept import Kept
-    from gradscope.capture.plan import Plan
-    from gradscope.capture.recorder import Recorder
+from gradscope.moments.microstep import Measured, coarsest
 
 
 class RowCall(PromptCall):
@@ -26,12 +18,8 @@ class RowCall(PromptCall):
         moments: second moments of the weight and of the bias, where these are wanted.
     """
 
-    __slots__ = ("moments", "sketch")
-
-    def __init__(self, recorder: Recorder, plan: Plan, forward: Forward, kept: Kept, key: tuple[object, ...]) -> None:
-        super().__init__(recorder, plan, forward, kept, key)
-        self.sketch: RowSketch | None = None
-        self.moments: tuple[Tensor, Tensor] | None = None
+    sketch: RowSketch | None = None
+    moments: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
 
     def finish(self) -> None:
         """Note whose numbers those were."""
@@ -40,35 +28,41 @@ class RowCall(PromptCall):
         if sketch is None or step is None or layout is None:
             super().finish()
             return
-        self.taken = None
+        rule, dtype, assumed = self.rule.name, sketch.table.dtype, self.forward.ambiguous or not layout.measured
+        records: list[Measured] = []
         # A bias may have been registered before its weight.
-        records = [step.of(self.own[name]) for name in ("weight", "bias") if name in self.own]
-        moments, self.moments = self.moments or (None, None), None
-        for record, moment in zip(records, moments, strict=False):
+        for name, moment in zip(("weight", "bias"), self.moments, strict=True):
+            if name not in self.own:
+                continue
+            record = step.of(self.own[name])
+            records.append(record)
             if record.reason:
                 # Something else was said of it meanwhile.
                 continue
-            record.second_moment = moment
-            record.rule, record.sketch = self.rule.name, sketch
-            record.dtype = coarsest(record.dtype, sketch.table.dtype)
-            record.assumed |= self.forward.ambiguous or not layout.measured
+            record.rule, record.sketch, record.dtype = rule, sketch, coarsest(record.dtype, dtype)
+            if moment is not None:
+                record.second_moment = moment
+            if assumed:
+                record.assumed = True
+        self.moments = (None, None)
         step.sketches.append((sketch, records))
 
-    def _take(self, grad: Tensor, layout: BatchDim) -> Taken | None:
+    def _take(self, grad: Tensor, layout: BatchDim) -> bool:
         self.sketch = self._sketched(grad, layout)
-        return super()._take(grad, layout) if self.sketch is None else Taken(grad.dtype, [])
+        return self.sketch is not None or super()._take(grad, layout)
 
     def _sketched(self, grad: Tensor, layout: BatchDim) -> RowSketch | None:
         """Those numbers, where they are all that is wanted and the weight and the bias are looked at along one direction."""
-        step, weight, bias = self.forward.step, self.own.get("weight"), self.own.get("bias")
+        own, forward = self.own, self.forward
+        step, weight, bias = forward.step, own.get("weight"), own.get("bias")
         if step is None or weight is None or layout.dim or (step.moments and step.chosen is not None):
             return None
         probe = weight.probe
-        if probe is None or len(probe.lefts) != 1 or grad.shape[0] != self.forward.samples:
+        if probe is None or len(probe.lefts) != 1 or grad.shape[0] != forward.samples or weight.index in step.measured:
             return None
-        if bias is not None and (bias.probe is None or bias.probe.left is not probe.left):
-            return None
-        if any(leaf.index in step.measured for leaf in self.own.values()):
+        if bias is not None and (
+            bias.probe is None or bias.probe.left is not probe.left or bias.index in step.measured
+        ):
             return None
         try:
             x = self.kept.read()[0]

@@ -88,8 +88,8 @@ def _prefer_operators(recorder: Recorder, forward: Forward, graph: Graph, call: 
 def _look_for_functional_uses(recorder: Recorder, forward: Forward, graph: Graph, leaves: Iterable[Leaf]) -> None:
     """A parameter that its layer reads, and that is read elsewhere as well (a head that multiplies with the table)."""
     owned: set[tuple[Any, int]] = set()
-    for output, inputs, indices in forward.made:
-        nodes = {graph.accumulators.get(id(recorder.leaves[i].live)) for i in indices} - {None}
+    for output, inputs, own in forward.made:
+        nodes = {graph.accumulators.get(id(leaf.live)) for leaf in own} - {None}
         owned.update(nodes_of_call(output, inputs, nodes))
     for leaf in leaves:
         node = graph.accumulators.get(id(leaf.live)) if leaf.wanted and forward.uses.get(leaf.index) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -313,6 +313,7 @@ def settle_all(steps: Iterable[MicroStep]) -> None:
             step.settled(itertools.islice(figures, len(step.sketches)))
 
 
+@cache
 def coarsest(*dtypes: torch.dtype) -> torch.dtype:
     """The dtype with the fewest digits."""
     return dtypes[0] if len(dtypes) == 1 else max(dtypes, key=_roundoff)
