@@ -68,7 +68,7 @@ class OpenWindow(Closing):
         self._forget()
         self.notices = []
         for leaf in self.leaves:
-            leaf.open_window()
+            leaf.version, leaf.baseline, leaf.pending = None, None, False
 
     def outdate(self) -> None:
         """There is a newer one: what only the newest window keeps is wanted no more, and the next one takes its memory."""
@@ -138,8 +138,17 @@ class OpenWindow(Closing):
         # A backward for the inputs alone (saliency) reaches no parameter: its samples are in no gradient.
         self.steps.extend(step for step in steps if step.arrived)
         self.arrived |= set(arrivals)
+        leaves, grad_sq, moments = self.leaves, self.grad_sq, self.moments
         for index, arrival in arrivals.items():
-            self._note_grad(self.leaves[index], arrival)
+            leaf = leaves[index]
+            if arrival.version is None or index in grad_sq or (moments and arrival.copy is None):
+                self._note_grad(leaf, arrival)
+                continue
+            # All that its .grad holds was read there.
+            leaf.pending, leaf.version = False, arrival.version
+            leaf.added = grad_sq[index] = arrival.squared_norm
+            if moments and arrival.copy is not None:
+                self.grads[index], arrival.copy = arrival.copy, None
 
     def _note_grad(self, leaf: Leaf, arrival: Arrival) -> None:
         grad, first = leaf.grad, leaf.index not in self.grad_sq

@@ -130,24 +130,29 @@ class Backward:
             generator: where directions come from that are not drawn yet.
             memory: lends memory for copies, where these will be wanted.
         """
-        known: dict[int, tuple[Tensor, Probe]] = {}
+        added, fresh, unseen = self.added, self.fresh, self.unseen
+        self.arrivals = arrivals = {index: arrival for index, arrival in self.arrivals.items() if index in added}
+        known, grads, probes = list[int](), list[Tensor](), list[Probe]()
         for leaf in leaves:
             index = leaf.index
-            if index not in self.added or index in self.arrivals or not (index in self.fresh or index in self.unseen):
+            if index not in added or index in arrivals or not (index in fresh or index in unseen):
                 continue
             grad = leaf.parameter.grad
-            if grad is None or (index in self.unseen and self.forwards):
+            if grad is None or (index in unseen and self.forwards):
                 self.lost.append(leaf)
             else:
-                known[index] = grad, leaf.directions(generator)
-            if index in self.fresh:
+                known.append(index)
+                grads.append(grad)
+                probes.append(leaf.probe or leaf.directions(generator))
+            if index in fresh:
                 self.restarted.add(index)
                 leaf.baseline, leaf.hooked = None, False
         if known:
-            grads, probes = zip(*known.values(), strict=True)
-            self.arrivals.update(zip(known, arrivals_of(grads, probes, memory), strict=True))
-        self.arrivals = {index: arrival for index, arrival in self.arrivals.items() if index in self.added}
-        self.restarted &= self.added
+            for index, grad, arrival in zip(known, grads, arrivals_of(grads, probes, memory), strict=True):
+                arrivals[index] = arrival
+                if index in fresh:
+                    arrival.version = grad._version
+        self.restarted &= added
         self.touched &= self.added
 
     def hold(self) -> None:
@@ -216,10 +221,12 @@ def finish_forwards(
         forward.done = True
     if not live:
         return []
-    total: dict[int, Arrival] = {}
-    for forward in live:
-        merge_arrivals(total, forward.arrivals)
-    merge_arrivals(total, arrivals)
+    total = arrivals
+    if any(forward.arrivals for forward in live):
+        total = {}
+        for forward in live:
+            merge_arrivals(total, forward.arrivals)
+        merge_arrivals(total, arrivals)
     if same_samples is True and len(live) > 1:
         _share(live)
     for forward in live:
@@ -266,23 +273,20 @@ def _share(live: list[Forward]) -> None:
 
 
 def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival], leaves: list[Leaf]) -> None:
-    guarding = step.spot is not None
+    guarding, measured = step.spot is not None, step.measured
     for index, arrival in arrivals.items():
         leaf = leaves[index]
-        record = step.of(leaf)
+        record = measured.get(index) or step.of(leaf)
         record.arrival = arrival
         if (guarding or leaf.mismatched) and leaf.probe is not None and leaf.info.numel > 1 and not leaf.sharded:
             # A sharded parameter's numbers are not here any more.
             record.parameter_probe = leaf.probe.of(leaf.parameter.detach())
         if record.sketch is None and record.norms is None and not record.reason:
             record.reason = "no layer that gradscope knows was seen using it"
-        if arrival.dtype is not record.dtype and arrival.dtype in (torch.float16, torch.bfloat16, torch.float32):
-            record.dtype = coarsest(record.dtype, arrival.dtype)
-        if (
-            arrival.dtype is torch.float32
-            and arrival.squared_norm.is_cuda
-            and _rounds_to_tf32(leaf.parameter.dim() > 2)
-        ):
+        dtype = arrival.dtype
+        if dtype is not record.dtype and dtype in (torch.float16, torch.bfloat16, torch.float32):
+            record.dtype = coarsest(record.dtype, dtype)
+        if dtype is torch.float32 and arrival.squared_norm.is_cuda and _rounds_to_tf32(leaf.parameter.dim() > 2):
             # Ten bits of mantissa, as float16 has.
             record.dtype = coarsest(record.dtype, torch.float16)
     mixed = [name for forward in live for name in (*forward.mixing, *forward.mixed)]

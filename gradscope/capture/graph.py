@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradscope.capture.graph_kind import kind_of, look
+from gradscope.capture.graph_kind import KINDS, kind_of, look
 from gradscope.capture.layout_memory import Place
 from gradscope.capture.meeting import (
     BY_INDEX,
@@ -53,21 +53,26 @@ class Graph:
         self.foreign = ""
         #: In the order of the walk, each once.
         self.nodes: dict[Any, None] = {}
-        kinds: list[object] = []
+        nodes, kinds, known = self.nodes, list[object](), KINDS
         stack = [node for node in outputs if node is not None]
         while stack:
             node = stack.pop()
-            if node in self.nodes:
+            if node in nodes:
                 continue
-            kind = look(node)
+            kind = known.get(type(node)) or look(node)
             if kind.ends:
                 continue
-            self.nodes[node] = None
-            kinds.append(kind_of(node, samples) if kind.detailed else kind.name)
-            if kind.moves:
-                self._movers.append(node)
-            self.foreign = self.foreign or kind.foreign
-            stack.extend([source for source, _ in node.next_functions if source is not None])
+            nodes[node] = None
+            if kind.plain:
+                kinds.append(kind.name)
+            else:
+                kinds.append(kind_of(node, samples) if kind.detailed else kind.name)
+                if kind.moves:
+                    self._movers.append(node)
+                self.foreign = self.foreign or kind.foreign
+            for source, _ in node.next_functions:
+                if source is not None:
+                    stack.append(source)
         #: The same for graphs of one shape: layouts are measured anew where it changes.
         self.kind = hash(tuple(kinds))
 

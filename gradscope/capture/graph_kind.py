@@ -50,6 +50,7 @@ class Kind(NamedTuple):
         detailed: whether more than the name decides whose rows are where.
         moves: whether it picks or puts rows by index or by value.
         foreign: name of the custom ``autograd.Function`` that is not torch's own; empty where there is none.
+        plain: whether there is nothing to say of it but its name.
     """
 
     name: str
@@ -57,33 +58,31 @@ class Kind(NamedTuple):
     detailed: bool
     moves: bool
     foreign: str
+    plain: bool
 
 
 #: Of the types that torch's own operators have: looking them up takes less than asking each node.
-_KINDS: dict[type, Kind] = {}
+KINDS: dict[type, Kind] = {}
 
 
 def look(node: Any) -> Kind:
-    """The kind of a node."""
-    known = _KINDS.get(type(node))
-    return known if known is not None else _look(node)
-
-
-def _look(node: Any) -> Kind:
+    """The kind of a node of a type that is not known yet."""
     name, made = node.name(), getattr(type(node), "_forward_cls", None)
     foreign = "" if made is None or made.__module__.startswith(("torch.", "gradscope.")) else str(made.__qualname__)
     moves = name.rstrip("0123456789") in _MOVERS
     detailed = name in _SETTINGS or name == "SliceBackward0"
-    kind = Kind(name, hasattr(node, "variable"), detailed, moves, foreign)
+    plain = not (detailed or moves or foreign)
+    kind = Kind(name, hasattr(node, "variable"), detailed, moves, foreign, plain)
     if made is None and name.rpartition("::")[2] == type(node).__name__:
         # Types of functions defined in Python come and go, and operators without a type of their own share one.
-        _KINDS[type(node)] = kind
+        KINDS[type(node)] = kind
     return kind
 
 
 def foreign(nodes: Iterable[Any]) -> str:
     """Name of a custom ``autograd.Function`` that is not torch's own; empty where there is none."""
-    return next((kind.foreign for kind in map(look, nodes) if kind.foreign), "")
+    kinds = (KINDS.get(type(node)) or look(node) for node in nodes)
+    return next((kind.foreign for kind in kinds if kind.foreign), "")
 
 
 def upstream(node: Any) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 import torch
@@ -109,14 +110,14 @@ def scaler_on_the_stack() -> Any:
     Only a frame of its own code is read: reading another frame's locals would keep them alive.
     """
     code = _scaler_source()
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     for _ in range(24):
+        if frame is None:
+            break
         if frame.f_code.co_filename == code:
             found = frame.f_locals.get("self")
             if isinstance(found, torch.amp.GradScaler):
                 return found
-        if frame.f_back is None:
-            return None
         frame = frame.f_back
     return None
 

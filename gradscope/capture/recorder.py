@@ -209,17 +209,20 @@ class Recorder:
         backward.asks = (more or bool(self.kept)) and not torch.is_grad_enabled() and not self._adds_anything()
         if backward.asks:
             return backward
-        every = few or not self.local or more
+        every, fresh = few or not self.local or more, backward.fresh
         for leaf in self.leaves:
             own = leaf.live
             if not leaf.watched or not own.requires_grad:
                 # Or it was frozen since.
                 continue
-            hooks = len(own._backward_hooks or ()) - leaf.followed + len(own._post_accumulate_grad_hooks or ())
-            if every or leaf.prompt or leaf.sharded or hooks > 1 or own.grad is not None:
-                self._read_as_it_comes(backward, leaf)
-            else:
-                backward.fresh.add(leaf.index)
+            if not (every or leaf.prompt or own.grad is not None):
+                hooks, before = len(own._post_accumulate_grad_hooks or ()), own._backward_hooks
+                if before:
+                    hooks += len(before) - leaf.followed
+                if hooks <= 1:
+                    fresh.add(leaf.index)
+                    continue
+            self._read_as_it_comes(backward, leaf)
         return backward
 
     def _adds_anything(self) -> bool:
@@ -308,7 +311,7 @@ class Recorder:
             return
         own = leaf.live
         leaf.hooked = max(len(own._backward_hooks or ()), len(own._post_accumulate_grad_hooks or ())) > 1
-        prompt = leaf.hooked or leaf.prompt or leaf.sharded or not self.local
+        prompt = leaf.hooked or leaf.prompt or not self.local
         few = not backward.forwards or any(forward.samples == 1 for forward in backward.forwards)
         keep = self.more_backwards() or (self.options.moments and (prompt or few))
         backward.arrive(leaf, grad, leaf.directions(self.generator), keep=keep)

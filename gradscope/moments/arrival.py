@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -37,17 +38,19 @@ class Arrival:
         dtype: of the gradient.
         fresh: a copy of the gradient, where it is needed in full.
         copy: what ``.grad`` held when the backward was over, where that was copied on the way; ``fresh`` may be less than that.
+        version: that of ``.grad``, where the numbers are those of all that it held when the backward was over; else None.
     """
 
-    __slots__ = ("copy", "dtype", "fresh", "probe", "squared_norm", "times")
+    # On the class: there is one such object for each parameter of each micro-step, and most of these stay as they are.
+    times = 1
+    fresh: Tensor | None = None
+    copy: Tensor | None = None
+    version: int | None = None
 
-    def __init__(self, squared_norm: Tensor, probe: Tensor, dtype: torch.dtype, fresh: Tensor | None = None) -> None:
+    def __init__(self, squared_norm: Tensor, probe: Tensor, dtype: torch.dtype) -> None:
         self.squared_norm = squared_norm
         self.probe = probe
-        self.times = 1
         self.dtype = dtype
-        self.fresh = fresh
-        self.copy: Tensor | None = None
 
     @classmethod
     def of(cls, grad: Tensor, probe: Probe, *, keep: bool = False) -> Arrival:
@@ -55,7 +58,9 @@ class Arrival:
         # With create_graph it has a graph of its own.
         grad = grad.detach()
         fresh = (grad.to_dense() if grad.is_sparse else grad.clone()) if keep else None
-        return cls(squared_norm(grad), probe.of(grad), grad.dtype, fresh)
+        arrival = cls(squared_norm(grad), probe.of(grad), grad.dtype)
+        arrival.fresh = fresh
+        return arrival
 
     def add(self, grad: Tensor, probe: Probe) -> None:
         """A further arrival in the same backward (a weight used inside and outside a reentrant checkpoint)."""
@@ -63,6 +68,7 @@ class Arrival:
         self.squared_norm = self.squared_norm + squared_norm(grad)
         self.probe = self.probe + probe.of(grad)
         self.times += 1
+        self.version = None
         if self.fresh is not None:
             self.fresh = self.fresh + grad
 
@@ -70,6 +76,7 @@ class Arrival:
         """What a later backward of the same micro-step added; both must have kept their gradients."""
         self.probe = self.probe + later.probe
         self.times = max(self.times, later.times)
+        self.version = None
         if self.fresh is not None and later.fresh is not None:
             self.fresh = self.fresh + later.fresh
             self.squared_norm = squared_norm(self.fresh)
@@ -87,11 +94,10 @@ def arrivals_of(
         probes: random directions for each.
         memory: lends memory for copies, where these are wanted; they are made only if that costs no second look.
     """
-    if serves(*grads) and all(_is_read_at_once(grad, probe) for grad, probe in zip(grads, probes, strict=True)):
+    if serves(*grads) and _are_read_at_once(grads, probes):
         copies = None if memory is None else [memory(grad.shape, grad) for grad in grads]
         squares, along = _at_once(grads, probes, copies)
-        dtype, pairs = grads[0].dtype, zip(squares.unbind(), along.unbind(), strict=True)
-        arrivals = [Arrival(square, one, dtype) for square, one in pairs]
+        arrivals = list(map(Arrival, squares.unbind(), along.unbind(), repeat(grads[0].dtype)))
         for arrival, copy in zip(arrivals, copies or (), strict=copies is not None):
             arrival.copy = copy
         return arrivals
@@ -112,9 +118,9 @@ def arrivals_of(
     return [found[i] for i in range(len(grads))]
 
 
-def _is_read_at_once(grad: Tensor, probe: Probe) -> bool:
-    """Whether the compiled kernel, which serves it, can read it as it lies."""
-    return len(probe.lefts) == 1 and grad.is_contiguous()
+def _are_read_at_once(grads: Sequence[Tensor], probes: Sequence[Probe]) -> bool:
+    """Whether the compiled kernel, which serves them, can read them as they lie."""
+    return all(len(probe.lefts) == 1 and grad.is_contiguous() for grad, probe in zip(grads, probes, strict=True))
 
 
 def _way(grad: Tensor) -> Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Tensor, Tensor]] | None:

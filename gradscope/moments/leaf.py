@@ -30,7 +30,7 @@ class Leaf:
         watched: hooks of ours hang on it.
         in_turn: one of several watched optimizers steps it, so that it may be frozen while another has its turn.
         weight: the weight that this is the bias of, in layers where both are projected onto the same directions.
-        prompt: its gradient is looked at as it comes: once it could not be read when the backward was over.
+        prompt: its gradient is looked at as it comes: it is sharded, or once could not be read when the backward was over.
         sharded: this process holds a part of the parameter only (a ``DTensor``).
         followed: a hook of ours sees its gradient before it is added.
     """
@@ -58,7 +58,7 @@ class Leaf:
         self.mismatched = False
         self.weight: Leaf | None = None
         self.sharded = hasattr(parameter, "to_local")
-        self.prompt = False
+        self.prompt = self.sharded
         self.followed = False
 
     @property
@@ -92,9 +92,3 @@ class Leaf:
         """Look along one of the directions only: an ordinary window, in which each operator counts."""
         if self.full is not None and not self.mismatched:
             self.probe = self.full.parts[which % len(self.full.parts)]
-
-    def open_window(self) -> None:
-        """Forget the last window."""
-        self.version = None
-        self.baseline = None
-        self.pending = False

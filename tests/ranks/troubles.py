@@ -142,11 +142,11 @@ def _broken(*args: Any, **kwargs: Any) -> Any:
 
 
 def failing_layer(rank: int, world: int) -> Any:
-    """On the second rank a rule fails."""
+    """On the second rank a hook fails."""
     training = Training(rank)
     if rank == 1 and training.scope is not None:
         recorder: Any = training.scope._session.recorder
-        recorder.forwarding._enrol = _broken
+        recorder.forwarding.enrol_noted = _broken
     training.train(2)
     return training.end()
 
