@@ -57,7 +57,8 @@ class OpenWindow(Closing):
 
     def _forget(self) -> None:
         self.steps: list[MicroStep] = []
-        self.grad_sq: dict[int, Tensor] = {}
+        #: A backward's arrival, where that is all that the gradient holds.
+        self.grad_sq: dict[int, Tensor | Arrival] = {}
         self.grads: dict[int, Tensor] = {}
         self.weighed: dict[int, Tensor] = {}
         self.problems: dict[int, str] = {}
@@ -141,12 +142,12 @@ class OpenWindow(Closing):
         leaves, grad_sq, moments = self.leaves, self.grad_sq, self.moments
         for index, arrival in arrivals.items():
             leaf = leaves[index]
-            if arrival.version is None or index in grad_sq or (moments and arrival.copy is None):
+            if arrival.stored is None or index in grad_sq or (moments and arrival.copy is None):
                 self._note_grad(leaf, arrival)
                 continue
             # All that its .grad holds was read there.
-            leaf.pending, leaf.version = False, arrival.version
-            leaf.added = grad_sq[index] = arrival.squared_norm
+            leaf.pending, leaf.version = False, arrival.stored
+            leaf.added = grad_sq[index] = arrival
             if moments and arrival.copy is not None:
                 self.grads[index], arrival.copy = arrival.copy, None
 
@@ -156,18 +157,18 @@ class OpenWindow(Closing):
             leaf.pending = leaf.sharded
             if not first and not leaf.pending:
                 self.problems[leaf.index] = "its .grad is gone after backward (an optimizer that steps inside it?)"
-            self.grad_sq[leaf.index] = arrival.squared_norm
+            self.grad_sq[leaf.index] = arrival
             if self.moments and arrival.fresh is not None:
                 self.grads[leaf.index] = dense(arrival.fresh)
             return
         leaf.pending = False
-        leaf.version, leaf.added = grad._version, arrival.squared_norm
+        leaf.version, leaf.added = grad._version, arrival
         if first and leaf.hooked and leaf.baseline is None and not self.shared:
             self._compare_stored(leaf, grad.detach(), arrival)
         if leaf.baseline is not None:
             grad = grad.detach() - leaf.baseline
         exact = first and arrival.times == 1 and leaf.baseline is None and grad.dtype == arrival.dtype
-        self.grad_sq[leaf.index] = arrival.squared_norm if exact else squared_norm(grad.detach())
+        self.grad_sq[leaf.index] = arrival if exact else squared_norm(grad.detach())
         if self.moments and exact and arrival.copy is not None:
             self.grads[leaf.index], arrival.copy = arrival.copy, None
         elif self.moments:

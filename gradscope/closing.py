@@ -9,6 +9,7 @@ from torch import Tensor
 from gradscope.columns import CoverageColumns, SumColumns
 from gradscope.coverage import STATUSES, Coverage
 from gradscope.judgement import Judged
+from gradscope.moments.arrival import Arrival
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest
 from gradscope.trust import Trust
@@ -32,7 +33,7 @@ class Closing:
         leaves: all parameters.
         places: where each stands, by name.
         steps: the window's micro-steps.
-        grad_sq: ``‖ḡ‖²`` by parameter index, on its device.
+        grad_sq: ``‖ḡ‖²`` by parameter index, on its device, or the arrival that it is of.
         grads: ``ḡ``, with ``moments=True``.
         weighed: elementwise squares as the optimizer weighs them.
         problems: why a parameter's figures are withheld.
@@ -46,7 +47,7 @@ class Closing:
     leaves: Sequence[Leaf]
     places: Mapping[str, int]
     steps: list[MicroStep]
-    grad_sq: dict[int, Tensor]
+    grad_sq: dict[int, Tensor | Arrival]
     grads: dict[int, Tensor]
     weighed: dict[int, Tensor]
     problems: dict[int, str]

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradscope.contributions import tables
+from gradscope.moments.arrival import Arrival, found_together
 from gradscope.moments.microstep import Measured, MicroStep
 
 _NAN = float("nan")
@@ -108,18 +110,26 @@ def compare_all(records: Sequence[Measured], chosen: Sequence[Tensor | None]) ->
     arrivals = [record.arrival for record in records if record.arrival is not None]
     norms = torch.stack([record.norms for record in records if record.norms is not None])
     probes = torch.stack([record.probes for record in records if record.probes is not None])
-    off = probes.sum(1, dtype=torch.float64) - torch.stack([arrival.probe for arrival in arrivals])
-    fresh_sq = torch.stack([arrival.squared_norm for arrival in arrivals])
+    fresh_sq, along = _sizes_and_probes(arrivals)
+    off = probes.sum(1, dtype=torch.float64) - along
     return torch.stack([off[:, 0], fresh_sq, _sums(norms, chosen), _sums(norms.sqrt(), chosen)], dim=1)
+
+
+def _sizes_and_probes(arrivals: Sequence[Arrival]) -> tuple[Tensor, Tensor]:
+    """``‖fresh‖²``, ``[R]``, and ``⟨fresh, R⟩`` along one direction, ``[R, 1]``."""
+    found = found_together(arrivals)
+    if found is not None:
+        return found[0], found[1].unsqueeze(1)
+    return torch.stack([one.squared_norm for one in arrivals]), torch.stack([one.probe for one in arrivals])
 
 
 def is_sketched(step: MicroStep, records: Sequence[Measured]) -> bool:
     """Whether it is an ordinary micro-step, all of whose parameters have sketches, of one precision."""
     if step.spot is not None or step.signs is not None or not step.sketches:
         return False
-    dtype = step.sketches[0][0].table.dtype
+    dtype = step.sketches[0][0].memory.dtype
     for sketch, _ in step.sketches:
-        if sketch.table.dtype is not dtype:
+        if sketch.memory.dtype is not dtype:
             return False
     return all(record.sketch is not None for record in records)
 
@@ -132,7 +142,7 @@ def compare_sketches(steps: Sequence[MicroStep], records: Sequence[Measured], ne
         records: of all of them.
         newest: those whose single samples will be asked for.
     """
-    inputs, right, rows, left = torch.stack([sketch.table for step in steps for sketch, _ in step.sketches]).unbind(1)
+    inputs, right, rows, left = tables([sketch for step in steps for sketch, _ in step.sketches]).unbind(1)
     lengths = torch.stack([inputs * rows, rows], dim=1).double()
     probes = torch.stack([right * left, left], dim=1)
     norms, start = lengths.square(), 0
@@ -142,11 +152,10 @@ def compare_sketches(steps: Sequence[MicroStep], records: Sequence[Measured], ne
         if step in newest:
             columns = zip(norms[own].clone().unbind(), probes[own].unsqueeze(3).clone().unbind(), strict=True)
             step.settled([(squares[0], along[0], squares[1], along[1]) for squares, along in columns])
-    arrivals = [record.arrival for record in records if record.arrival is not None]
+    fresh_sq, along = _sizes_and_probes([record.arrival for record in records if record.arrival is not None])
     return torch.cat([
         probes.sum(2, dtype=torch.float64).view(-1), _sums(norms.flatten(0, 1), chosen), _sums(lengths.flatten(0, 1), chosen),
-        torch.stack([arrival.probe for arrival in arrivals]).view(-1),
-        torch.stack([arrival.squared_norm for arrival in arrivals]),
+        along.view(-1), fresh_sq,
     ])  # fmt: skip
 
 

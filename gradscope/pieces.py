@@ -12,6 +12,7 @@ from torch import Tensor
 from gradscope.coverage import Coverage
 from gradscope.evidence import read
 from gradscope.judgement import Judged, judge
+from gradscope.moments.arrival import Arrival
 from gradscope.moments.microstep import MicroStep, coarsest
 
 
@@ -87,10 +88,10 @@ class Piece:
         own = self.indices.index(index)
         return judge(self.records[own], read(self.rows[own], self.step.samples), self.step, *self._whole)
 
-    def holds(self, grad_sq: Mapping[int, Tensor]) -> bool:
+    def holds(self, grad_sq: Mapping[int, Tensor | Arrival]) -> bool:
         """Whether these are numbers in ``rows`` already: nothing else has been added to the gradient."""
         pairs = zip(self.indices, self.records, strict=True)
-        same = (record.arrival is not None and grad_sq.get(i) is record.arrival.squared_norm for i, record in pairs)
+        same = (record.arrival is not None and grad_sq.get(i) is record.arrival for i, record in pairs)
         return len(grad_sq) == len(self.indices) and all(same)
 
 

@@ -21,6 +21,7 @@ from gradscope.evidence import (
     sketch_places,
 )
 from gradscope.judgement import Judged, explained, way
+from gradscope.moments.arrival import Arrival, size_of
 from gradscope.moments.microstep import Measured, MicroStep, settle_all
 from gradscope.pieces import Piece, Right, common
 
@@ -28,13 +29,13 @@ _Floats = NDArray[np.float64]
 
 
 class Ended(Protocol):
-    """A window that has ended: its micro-steps, ``‖ḡ‖²`` by parameter index, and whether there is no newer one."""
+    """A window that has ended: its micro-steps, ``‖ḡ‖²`` by index or the arrival that it is of, and whether it is the newest."""
 
     @property
     def steps(self) -> list[MicroStep]: ...  # noqa: D102
 
     @property
-    def grad_sq(self) -> dict[int, Tensor]: ...  # noqa: D102
+    def grad_sq(self) -> dict[int, Tensor | Arrival]: ...  # noqa: D102
 
     @property
     def newest(self) -> bool: ...  # noqa: D102
@@ -80,14 +81,14 @@ def verdicts(windows: Sequence[Ended]) -> list[Verdicts]:
     pieces = [[Piece(step, window.newest) for step in window.steps] for window in windows]
     _fill([piece for own in pieces for piece in own if piece.indices])
     found: list[dict[int, float]] = []
-    apart: list[tuple[dict[int, float], dict[int, Tensor]]] = []
+    apart: list[tuple[dict[int, float], dict[int, Tensor | Arrival]]] = []
     for own, window in zip(pieces, windows, strict=True):
         if len(own) == 1 and own[0].holds(window.grad_sq):
             found.append({i: row[1] for i, row in zip(own[0].indices, own[0].rows, strict=True)})
         else:
             found.append({})
             apart.append((found[-1], window.grad_sq))
-    values = [value for _, grad_sq in apart for value in grad_sq.values()]
+    values = [size_of(value) for _, grad_sq in apart for value in grad_sq.values()]
     squares = iter(_on_host([torch.stack(values).double()])[0].tolist() if values else ())
     for known, grad_sq in apart:
         known.update(zip(grad_sq, squares, strict=False))
@@ -100,8 +101,8 @@ def _fill(pieces: Sequence[Piece]) -> None:
     others: list[Piece] = []
     for piece in pieces:
         if is_sketched(piece.step, piece.records):
-            table = piece.step.sketches[0][0].table
-            sketched.setdefault((alike(piece.step), table.dtype, table.device), []).append(piece)
+            kind = alike(piece.step), piece.step.sketches[0][0].alike
+            sketched.setdefault(kind, []).append(piece)
         else:
             others.append(piece)
     settle_all([piece.step for piece in others])

@@ -117,7 +117,7 @@ class Backward:
             beside = before._is_view()
             if bool((before != 0).any()):
                 self.touched |= set() if beside else {leaf.index}
-            elif not beside or bool(leaf.added != 0):
+            elif not beside or bool(leaf.added is not None and leaf.added.squared_norm != 0):
                 # zero_grad(set_to_none=False)
                 self.restarted.add(leaf.index)
                 leaf.baseline = None
@@ -151,7 +151,7 @@ class Backward:
             for index, grad, arrival in zip(known, grads, arrivals_of(grads, probes, memory), strict=True):
                 arrivals[index] = arrival
                 if index in fresh:
-                    arrival.version = grad._version
+                    arrival.stored = grad._version
         self.restarted &= added
         self.touched &= self.added
 
@@ -286,7 +286,7 @@ def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival
         dtype = arrival.dtype
         if dtype is not record.dtype and dtype in (torch.float16, torch.bfloat16, torch.float32):
             record.dtype = coarsest(record.dtype, dtype)
-        if dtype is torch.float32 and arrival.squared_norm.is_cuda and _rounds_to_tf32(leaf.parameter.dim() > 2):
+        if dtype is torch.float32 and arrival.on_cuda and _rounds_to_tf32(leaf.parameter.dim() > 2):
             # Ten bits of mantissa, as float16 has.
             record.dtype = coarsest(record.dtype, torch.float16)
     mixed = [name for forward in live for name in (*forward.mixing, *forward.mixed)]

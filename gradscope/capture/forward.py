@@ -103,6 +103,7 @@ class Forward:
         "prompt",
         "recomputed",
         "root",
+        "rows",
         "samples",
         "second",
         "seen",
@@ -147,6 +148,8 @@ class Forward:
         self.keeps: set[str] = set()
         self.made: list[tuple[Any, Sequence[Any], Iterable[Leaf]]] = []
         self.notes = False
+        #: How many of its calls were noted whose figures are a few numbers a sample.
+        self.rows = 0
         self.noted: list[Noted] = []
         self.prompt: list[PromptCall] = []
         self.seen: list[weakref.ref[Tensor]] = []

@@ -44,6 +44,7 @@ def note(
     own = plan.wanted()
     if own:
         call = (RowCall if rows else PromptCall)(recorder, plan, forward, KeptPlainly(x), own)
+        forward.rows += rows
         if rule.saved is not None:
             call.saved = rule.saved(output)
         hang(output, Shielded(call.on_grad, recorder))

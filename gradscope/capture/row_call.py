@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gradscope.capture.layout import BatchDim
 from gradscope.capture.prompt_call import PromptCall
-from gradscope.contributions.row import RowSketch, row_moments, sketch_rows
+from gradscope.contributions.row import RowSketch, SketchMemory, row_moments, sketch_rows
 from gradscope.moments.microstep import Measured, coarsest
 
 
@@ -28,7 +28,7 @@ class RowCall(PromptCall):
         if sketch is None or step is None or layout is None:
             super().finish()
             return
-        rule, dtype, assumed = self.rule.name, sketch.table.dtype, self.forward.ambiguous or not layout.measured
+        rule, dtype, assumed = self.rule.name, sketch.memory.dtype, self.forward.ambiguous or not layout.measured
         records: list[Measured] = []
         # A bias may have been registered before its weight.
         for name, moment in zip(("weight", "bias"), self.moments, strict=True):
@@ -70,14 +70,17 @@ class RowCall(PromptCall):
             return None
         if not (x.dtype is grad.dtype is probe.left.dtype and x.is_floating_point()):
             return None
-        workspace = step.workspace
+        workspace, memory = step.workspace, step.memory
+        if memory is None or not memory.has_room(x.dtype):
+            # One for all layers; those without a sketch leave their places empty.
+            memory = step.memory = SketchMemory.of(forward.rows, forward.samples, x.dtype)
         if not step.moments:
-            return sketch_rows(x, grad, probe)
+            return sketch_rows(x, grad, probe, None, memory)
         squares = (
             workspace.buffer("squares of inputs", x.shape, x),
             workspace.buffer("squares of rows", grad.shape, grad),
         )
-        found = sketch_rows(x, grad, probe, squares)
+        found = sketch_rows(x, grad, probe, squares, memory)
         if found is not None:
             self.moments = row_moments(squares, workspace)
         return found

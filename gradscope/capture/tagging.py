@@ -193,8 +193,13 @@ def register_first(tensor: Tensor, hook: Callable[..., Any]) -> Any:
 
 def hang_first(tensor: Tensor, hook: Hook) -> None:
     """The same for a hook that stays as long as the tensor."""
-    if tensor._backward_hooks:
-        register_first(tensor, hook)
+    hooks = tensor._backward_hooks
+    if hooks:
+        # torch goes through them in the order in which they came in, whatever an OrderedDict was told since.
+        earlier = dict(hooks)
+        hooks.clear()
+        hooks[id(hook)] = hook
+        hooks.update(earlier)
     else:
         hang(tensor, hook)
 

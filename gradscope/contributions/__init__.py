@@ -5,7 +5,7 @@ from gradscope.contributions.convolution import Convolution
 from gradscope.contributions.dense import Dense, settle_vectors
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.outer_bias import OuterBias
-from gradscope.contributions.row import Row, RowBias, RowSketch, settle
+from gradscope.contributions.row import Row, RowBias, RowSketch, SketchMemory, settle, tables
 from gradscope.contributions.scatter import Scatter
 from gradscope.contributions.uses import sum_of_uses
 
@@ -20,7 +20,9 @@ __all__ = [
     "RowBias",
     "RowSketch",
     "Scatter",
+    "SketchMemory",
     "settle",
     "settle_vectors",
     "sum_of_uses",
+    "tables",
 ]

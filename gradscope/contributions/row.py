@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,21 +17,71 @@ from gradscope.contributions.workspace import Workspace
 from gradscope.kernels import rows_read, serves
 
 
-class RowSketch(NamedTuple):
+class SketchMemory:
+    """Memory for the sketches of one micro-step's layers.
+
+    Args:
+        numbers: ``[places, 4, n]``, contiguous.
+
+    Attributes:
+        dtype: theirs.
+        used: how many places are.
+    """
+
+    __slots__ = ("dtype", "numbers", "used")
+
+    def __init__(self, numbers: Tensor, used: int = 0) -> None:
+        self.numbers = numbers
+        self.dtype = numbers.dtype
+        self.used = used
+
+    @classmethod
+    def of(cls, places: int, samples: int, dtype: torch.dtype) -> SketchMemory:
+        """Empty, on the CPU."""
+        return cls(torch.empty(places, 4, samples, dtype=dtype))
+
+    def has_room(self, dtype: torch.dtype) -> bool:
+        """Whether one more sketch of this precision fits in."""
+        return self.used < self.numbers.shape[0] and self.dtype is dtype
+
+
+class RowSketch:
     """Four numbers a sample, from which all figures of a linear layer's weight and bias follow.
 
     Attributes:
-        table: ``‖inᵢ‖``, ``⟨inᵢ, right⟩``, ``‖rowᵢ‖`` and ``⟨rowᵢ, left⟩``, ``[4, n]``.
+        memory: where they are: ``‖inᵢ‖``, ``⟨inᵢ, right⟩``, ``‖rowᵢ‖`` and ``⟨rowᵢ, left⟩``.
+        place: in which place of it.
     """
 
-    table: Tensor
+    __slots__ = ("memory", "place")
+
+    def __init__(self, memory: SketchMemory, place: int = 0) -> None:
+        self.memory = memory
+        self.place = place
+
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """What sketches that are looked at together have in common."""
+        return self.memory.dtype, self.memory.numbers.device
 
 
 #: Memory for the squares of a layer's input and of its output's gradient.
 Squares = tuple[Tensor, Tensor]
 
 
-def sketch_rows(x: Tensor, row: Tensor, probe: Probe, squares: Squares | None = None) -> RowSketch | None:
+def tables(sketches: Sequence[RowSketch]) -> Tensor:
+    """Their numbers, ``[S, 4, n]``."""
+    memories = {id(sketch.memory): sketch.memory for sketch in sketches}
+    starts = accumulate((memory.used for memory in memories.values()), initial=0)
+    start = dict(zip(memories, starts, strict=False))
+    whole = torch.cat([memory.numbers[: memory.used] for memory in memories.values()])
+    places = [start[id(sketch.memory)] + sketch.place for sketch in sketches]
+    return whole if places == list(range(whole.shape[0])) else whole[places]
+
+
+def sketch_rows(
+    x: Tensor, row: Tensor, probe: Probe, squares: Squares | None = None, memory: SketchMemory | None = None
+) -> RowSketch | None:
     """Those numbers of rows ``[n, d]`` and ``[n, p]`` along a single direction; None where they would lose digits.
 
     Args:
@@ -39,9 +89,15 @@ def sketch_rows(x: Tensor, row: Tensor, probe: Probe, squares: Squares | None = 
         row: gradient of its output.
         probe: the direction.
         squares: memory for each number's square, where these are wanted too.
+        memory: where the numbers go, if it has room for them.
     """
     if x.stride(1) == row.stride(1) == 1 and serves(x, row):
-        return RowSketch(rows_read(x, probe.rights[0], row, probe.lefts[0], squares))
+        if memory is None or not memory.has_room(x.dtype):
+            memory = SketchMemory.of(1, x.shape[0], x.dtype)
+        place = memory.used
+        rows_read(x, probe.rights[0], row, probe.lefts[0], memory.numbers, place, squares)
+        memory.used = place + 1
+        return RowSketch(memory, place)
     if max(x.shape[1], row.shape[1]) > BLOCK:
         return None
     if squares is not None:
@@ -49,7 +105,7 @@ def sketch_rows(x: Tensor, row: Tensor, probe: Probe, squares: Squares | None = 
         torch.mul(row, row, out=squares[1])
     length = torch.linalg.vector_norm
     numbers = (length(x, dim=1), x.mv(probe.rights[0]), length(row, dim=1), row.mv(probe.lefts[0]))
-    return RowSketch(torch.stack(numbers))
+    return RowSketch(SketchMemory(torch.stack(numbers).unsqueeze(0), used=1))
 
 
 def row_moments(squares: Squares, workspace: Workspace) -> tuple[Tensor, Tensor]:
@@ -71,7 +127,7 @@ def settle(sketches: Sequence[RowSketch]) -> list[tuple[Tensor, Tensor, Tensor, 
     Returns:
         For each sketch ``[n]`` float64, ``[n, 1]``, ``[n]`` float64, ``[n, 1]``.
     """
-    inputs, right, rows, left = torch.stack([sketch.table for sketch in sketches]).unbind(1)
+    inputs, right, rows, left = tables(sketches).unbind(1)
     weights, biases = (inputs * rows).double().square_(), rows.double().square_()
     probes = ((right * left).unsqueeze(2), left.unsqueeze(2))
     columns = (weights.unbind(), probes[0].unbind(), biases.unbind(), probes[1].unbind())

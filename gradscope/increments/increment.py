@@ -18,13 +18,8 @@ class Increment(Arrival):
         problem: why its size says nothing, in words; empty where it does.
     """
 
-    __slots__ = ("on_top", "problem", "total", "version")
-
     def __init__(self, squared_norm: Tensor, total: Tensor, grad: Tensor, *, on_top: bool, problem: str) -> None:
-        self.squared_norm = squared_norm
-        self.probe = squared_norm
-        self.fresh = None
-        self.times = 1
+        self._change(squared_norm, squared_norm)
         self.dtype = grad.dtype
         self.total = total
         self.version = grad._version

@@ -43,14 +43,14 @@ static int places_of(
     return 1;
 }
 
-/* Squared norms and projections of matrices, memory for [count] of each; a copy of each of them is written where asked for. */
+/* found: squared norms and projections of matrices, [2, count]; a copy of each of them is written where asked for. */
 static PyObject *readings(PyObject *self, PyObject *args)
 {
     int vector, threads;
     PyObject *numbers, *lefts, *rights, *copies;
-    Py_ssize_t each, norms, projections;
+    Py_ssize_t each, found;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iinOOOOnn", &vector, &threads, &each, &numbers, &lefts, &rights, &copies, &norms, &projections))
+    if (!PyArg_ParseTuple(args, "iinOOOOn", &vector, &threads, &each, &numbers, &lefts, &rights, &copies, &found))
         return NULL;
     const ptrdiff_t count = PySequence_Size(numbers);
     if (count < 1 || PySequence_Size(lefts) != count || PySequence_Size(rights) != count
@@ -73,7 +73,7 @@ static PyObject *readings(PyObject *self, PyObject *args)
         return PyErr_NoMemory();
     }
     piece_function *const run = pieces[vector == 64][dtype == torch.float64];
-    double *const squares = ADDRESS(norms), *const along = ADDRESS(projections);
+    double *const squares = ADDRESS(found), *const along = squares + count;
     if (threads > end)
         threads = (int)end;
     Py_BEGIN_ALLOW_THREADS
@@ -121,27 +121,31 @@ static int rows_of_tensor(PyObject *numbers, PyObject *direction, PyObject *squa
     return of->numbers && of->direction && !squares == !of->squares;
 }
 
-/* Lengths and projections of the rows of two matrices of as many rows: [4, rows]. Their numbers' squares are written where there is
- * a pair of tensors for them. */
+/* Lengths and projections of the rows of two matrices of as many rows, in one place of a memory [places, 4, rows]. Their numbers'
+ * squares are written where there is a pair of tensors for them. */
 static PyObject *rows(PyObject *self, PyObject *args)
 {
     struct rows of[2];
     int vector, threads;
-    Py_ssize_t each;
-    PyObject *found, *given[4], *kept, *squares[2] = {NULL, NULL};
+    Py_ssize_t each, place;
+    PyObject *memory, *given[4], *kept, *squares[2] = {NULL, NULL};
     (void)self;
-    if (!PyArg_ParseTuple(args, "iinOOOOOO", &vector, &threads, &each, &found, given, given + 1, given + 2, given + 3, &kept))
+    if (!PyArg_ParseTuple(args, "iinOnOOOOO", &vector, &threads, &each, &memory, &place, given, given + 1, given + 2, given + 3,
+                          &kept))
         return NULL;
     if (kept != Py_None && !PyArg_ParseTuple(kept, "OO", squares, squares + 1))
         return NULL;
     PyObject *dtype = dtype_of(given[0]);
     if (!dtype || !rows_of_tensor(given[0], given[1], squares[0], dtype, of)
-        || !rows_of_tensor(given[2], given[3], squares[1], dtype, of + 1) || of[0].rows != of[1].rows
-        || !lies_in_line(found, dtype, 4 * of[0].rows) || !(of[0].found = numbers_of(found)))
+        || !rows_of_tensor(given[2], given[3], squares[1], dtype, of + 1) || of[0].rows != of[1].rows)
         return do_not_fit("rows");
-    const ptrdiff_t count = of[0].rows;
+    const ptrdiff_t count = of[0].rows, places = count_of(memory, names.numel) / (4 * count);
+    if (place < 0 || place >= places || !lies_in_line(memory, dtype, places * 4 * count) || !(of[0].found = numbers_of(memory)))
+        return do_not_fit("rows");
     const int doubles = dtype == torch.float64;
-    of[1].found = (char *)of[0].found + 2 * count * (doubles ? sizeof(double) : sizeof(float));
+    const size_t size = doubles ? sizeof(double) : sizeof(float);
+    of[0].found = (char *)of[0].found + 4 * place * count * size;
+    of[1].found = (char *)of[0].found + 2 * count * size;
     if (count * (of[0].columns + of[1].columns) < 2 * each)
         threads = 1;
     if (threads > count)

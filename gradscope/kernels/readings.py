@@ -16,8 +16,8 @@ PIECE = 1 << 15
 def readings(
     matrices: Sequence[Tensor], lefts: Sequence[Tensor], rights: Sequence[Tensor],
     copies: Sequence[Tensor] | None = None, vector: int = loaded.VECTOR,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``‖M‖²`` of each matrix, float64 ``[m]``, and ``leftᵀ M right``, ``[m, 1]``.
+) -> Tensor:  # fmt: skip
+    """``‖M‖²`` of each matrix, and ``leftᵀ M right``, float64 ``[2, m]``.
 
     Args:
         matrices: contiguous, of one dtype, none empty; of any shape with as many numbers as ``left`` times ``right`` has.
@@ -29,32 +29,30 @@ def readings(
     Raises:
         ValueError: they do not fit together.
     """
-    count = len(matrices)
-    squares, along = torch.empty(count, dtype=torch.float64), torch.empty(count, 1, dtype=torch.float64)
-    loaded.compiled().readings(
-        vector, torch.get_num_threads(), PIECE, matrices, lefts, rights, copies, squares.data_ptr(), along.data_ptr()
-    )
-    return squares, along
+    found = torch.empty(2, len(matrices), dtype=torch.float64)
+    threads = torch.get_num_threads()
+    loaded.compiled().readings(vector, threads, PIECE, matrices, lefts, rights, copies, found.data_ptr())
+    return found
 
 
 def rows_read(
     first: Tensor, along_first: Tensor, second: Tensor, along_second: Tensor,
-    squares: tuple[Tensor, Tensor] | None = None, vector: int = loaded.VECTOR,
-) -> Tensor:  # fmt: skip
-    """``‖firstᵢ‖``, ``⟨firstᵢ, ·⟩``, ``‖secondᵢ‖``, ``⟨secondᵢ, ·⟩``, in the rows' dtype ``[4, n]``.
+    memory: Tensor, place: int, squares: tuple[Tensor, Tensor] | None = None, vector: int = loaded.VECTOR,
+) -> None:  # fmt: skip
+    """``‖firstᵢ‖``, ``⟨firstᵢ, ·⟩``, ``‖secondᵢ‖``, ``⟨secondᵢ, ·⟩``, in one place of a memory.
 
     Args:
         first: ``[n, d]``, with neighbours in memory along the last dimension.
         along_first: ``[d]``.
         second: ``[n, p]``, likewise.
         along_second: ``[p]``.
+        memory: for such numbers, in the rows' dtype, contiguous ``[places, 4, n]``.
+        place: where these go.
         squares: memory for every number's square, of both, contiguous; or None.
         vector: bytes of a vector; by default the widest that this processor has.
 
     Raises:
         ValueError: they do not fit together.
     """
-    found = torch.empty(4, first.shape[0], dtype=first.dtype)
     threads = torch.get_num_threads()
-    loaded.compiled().rows(vector, threads, PIECE, found, first, along_first, second, along_second, squares)
-    return found
+    loaded.compiled().rows(vector, threads, PIECE, memory, place, first, along_first, second, along_second, squares)

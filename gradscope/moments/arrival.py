@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import repeat
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -26,31 +26,58 @@ PART = 1 << 19
 MANY = 4
 
 
+#: In the place of a table, where numbers were found alone.
+_ALONE = torch.empty(2, 0, dtype=torch.float64)
+
+
 class Arrival:
     """What autograd added to one parameter during one backward, as numbers; the gradient itself is rarely held.
 
     Holding it while the backward runs would make autograd copy it into ``.grad`` instead of handing it over.
 
     Attributes:
-        squared_norm: ``‖fresh‖²``, float64 scalar tensor; summed where a leaf is reached more than once.
-        probe: ``⟨fresh, R⟩``, ``[k]``.
         times: how often the leaf was reached.
         dtype: of the gradient.
         fresh: a copy of the gradient, where it is needed in full.
         copy: what ``.grad`` held when the backward was over, where that was copied on the way; ``fresh`` may be less than that.
-        version: that of ``.grad``, where the numbers are those of all that it held when the backward was over; else None.
+        stored: version of ``.grad``, where the numbers are those of all that it held when the backward was over; else None.
     """
 
     # On the class: there is one such object for each parameter of each micro-step, and most of these stay as they are.
     times = 1
     fresh: Tensor | None = None
     copy: Tensor | None = None
-    version: int | None = None
+    stored: int | None = None
 
-    def __init__(self, squared_norm: Tensor, probe: Tensor, dtype: torch.dtype) -> None:
-        self.squared_norm = squared_norm
-        self.probe = probe
+    on_cuda = False
+    _squared_norm: Tensor | None = None
+    _probe: Tensor | None = None
+
+    def __init__(self, dtype: torch.dtype, table: Tensor, place: int) -> None:
+        """One of many whose numbers were found together.
+
+        Args:
+            dtype: of the gradient.
+            table: ``‖fresh‖²`` and ``⟨fresh, R⟩`` along one direction, float64 ``[2, m]``, on the CPU.
+            place: which of them it is.
+        """
         self.dtype = dtype
+        self.table = table
+        self.place = place
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """``‖fresh‖²``, float64 scalar tensor; summed where a leaf is reached more than once."""
+        if self._squared_norm is None:
+            self._squared_norm = self.table[0, self.place]
+        return self._squared_norm
+
+    @property
+    def probe(self) -> Tensor:
+        """``⟨fresh, R⟩``, ``[k]``."""
+        if self._probe is None:
+            self._probe = self.table[1, self.place : self.place + 1]
+        return self._probe
 
     @classmethod
     def of(cls, grad: Tensor, probe: Probe, *, keep: bool = False) -> Arrival:
@@ -58,30 +85,53 @@ class Arrival:
         # With create_graph it has a graph of its own.
         grad = grad.detach()
         fresh = (grad.to_dense() if grad.is_sparse else grad.clone()) if keep else None
-        arrival = cls(squared_norm(grad), probe.of(grad), grad.dtype)
+        arrival = cls.known(squared_norm(grad), probe.of(grad), grad.dtype)
         arrival.fresh = fresh
         return arrival
+
+    @classmethod
+    def known(cls, square: Tensor, along: Tensor, dtype: torch.dtype) -> Arrival:
+        """One whose numbers were found alone."""
+        arrival = cls.__new__(cls)
+        arrival.dtype, arrival.on_cuda = dtype, square.is_cuda
+        arrival._change(square, along)
+        return arrival
+
+    def _change(self, square: Tensor, along: Tensor) -> None:
+        self._squared_norm, self._probe, self.table, self.stored = square, along, _ALONE, None
 
     def add(self, grad: Tensor, probe: Probe) -> None:
         """A further arrival in the same backward (a weight used inside and outside a reentrant checkpoint)."""
         grad = grad.detach()
-        self.squared_norm = self.squared_norm + squared_norm(grad)
-        self.probe = self.probe + probe.of(grad)
+        self._change(self.squared_norm + squared_norm(grad), self.probe + probe.of(grad))
         self.times += 1
-        self.version = None
         if self.fresh is not None:
             self.fresh = self.fresh + grad
 
     def merge(self, later: Arrival) -> None:
         """What a later backward of the same micro-step added; both must have kept their gradients."""
-        self.probe = self.probe + later.probe
-        self.times = max(self.times, later.times)
-        self.version = None
+        square, self.times = self.squared_norm + later.squared_norm, max(self.times, later.times)
         if self.fresh is not None and later.fresh is not None:
             self.fresh = self.fresh + later.fresh
-            self.squared_norm = squared_norm(self.fresh)
-        else:
-            self.squared_norm = self.squared_norm + later.squared_norm
+            square = squared_norm(self.fresh)
+        self._change(square, self.probe + later.probe)
+
+
+def size_of(value: Tensor | Arrival) -> Tensor:
+    """``‖fresh‖²`` of an arrival; anything else is such a number already."""
+    return value.squared_norm if isinstance(value, Arrival) else value
+
+
+def found_together(arrivals: Sequence[Arrival]) -> Tensor | None:
+    """``‖fresh‖²`` and ``⟨fresh, R⟩`` of all of them, float64 ``[2, m]``; None where some were found alone."""
+    tables = {id(arrival.table): arrival.table for arrival in arrivals}
+    if id(_ALONE) in tables:
+        return None
+    starts = accumulate((table.shape[1] for table in tables.values()), initial=0)
+    start = dict(zip(tables, starts, strict=False))
+    places = [start[id(arrival.table)] + arrival.place for arrival in arrivals]
+    whole = torch.cat(list(tables.values()), dim=1)
+    return whole if places == list(range(whole.shape[1])) else whole[:, places]
 
 
 def arrivals_of(
@@ -96,25 +146,30 @@ def arrivals_of(
     """
     if serves(*grads) and _are_read_at_once(grads, probes):
         copies = None if memory is None else [memory(grad.shape, grad) for grad in grads]
-        squares, along = _at_once(grads, probes, copies)
-        arrivals = list(map(Arrival, squares.unbind(), along.unbind(), repeat(grads[0].dtype)))
+        table, dtype = _at_once(grads, probes, copies), grads[0].dtype
+        arrivals = [Arrival(dtype, table, place) for place in range(len(grads))]
         for arrival, copy in zip(arrivals, copies or (), strict=copies is not None):
             arrival.copy = copy
         return arrivals
     found: dict[int, Arrival] = {}
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, (grad, probe) in enumerate(zip(grads, probes, strict=True)):
-        read = _way(grad) if len(probe.lefts) == 1 else None
-        if read is None:
+        read, at_once = _way(grad) if len(probe.lefts) == 1 else (None, False)
+        if read is None and not at_once:
             found[i] = Arrival.of(grad, probe)
         else:
             groups.setdefault((read, grad.dtype, grad.device, read is _alike and grad.shape[0]), []).append(i)
     for key in [key for key, indices in groups.items() if key[0] is _alike and len(indices) < MANY]:
         groups.setdefault((_short, *key[1:3], False), []).extend(groups.pop(key))
     for (read, *_), indices in groups.items():
-        squares, along = read([grads[i].detach() for i in indices], [probes[i] for i in indices])
+        own, directions = [grads[i].detach() for i in indices], [probes[i] for i in indices]
+        if read is None:
+            table = _at_once(own, directions)
+            found.update({i: Arrival(grads[i].dtype, table, place) for place, i in enumerate(indices)})
+            continue
+        squares, along = read(own, directions)
         for i, square, one in zip(indices, squares.unbind(), along.unbind(), strict=True):
-            found[i] = Arrival(square, one, grads[i].dtype)
+            found[i] = Arrival.known(square, one, grads[i].dtype)
     return [found[i] for i in range(len(grads))]
 
 
@@ -123,26 +178,24 @@ def _are_read_at_once(grads: Sequence[Tensor], probes: Sequence[Probe]) -> bool:
     return all(len(probe.lefts) == 1 and grad.is_contiguous() for grad, probe in zip(grads, probes, strict=True))
 
 
-def _way(grad: Tensor) -> Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Tensor, Tensor]] | None:
-    """How a gradient is read together with others; None where it is read alone."""
+def _way(grad: Tensor) -> tuple[Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Tensor, Tensor]] | None, bool]:
+    """How a gradient is read together with others, and whether the kernel does; neither where it is read alone."""
     if grad.layout is not torch.strided or grad.dtype not in (torch.float32, torch.float64) or not grad.is_contiguous():
-        return None
+        return None, False
     size = grad.numel()
     if not size:
-        return None
+        return None, False
     if serves(grad):
-        return _at_once
+        return None, True
     if grad.dim() == 1 and size <= VECTOR:
-        return _alike
+        return _alike, False
     if grad.dim() and size <= SHORT:
-        return _short
-    return _matrices if grad.dim() > 1 and size // grad.shape[0] <= PART else None
+        return _short, False
+    return (_matrices if grad.dim() > 1 and size // grad.shape[0] <= PART else None), False
 
 
-def _at_once(
-    grads: Sequence[Tensor], probes: Sequence[Probe], copies: Sequence[Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Squared norms ``[m]`` and projections ``[m, 1]`` of gradients of any shape, each read once; float64."""
+def _at_once(grads: Sequence[Tensor], probes: Sequence[Probe], copies: Sequence[Tensor] | None = None) -> Tensor:
+    """Squared norms and projections of gradients of any shape, each read once; float64 ``[2, m]``."""
     return readings(grads, [probe.lefts[0] for probe in probes], [probe.rights[0] for probe in probes], copies)
 
 

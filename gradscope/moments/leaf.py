@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradscope.contributions import Probe
+from gradscope.moments.arrival import Arrival
 from gradscope.window import ParameterInfo
 
 
@@ -25,7 +26,7 @@ class Leaf:
         hooked: a hook of the user's own comes after ours.
         baseline: what ``.grad`` held when the window began, where that was not zero.
         live: the tensor that the model's graph holds: the parameter itself, or what ``fully_shard`` gathered of it.
-        added: ``‖fresh‖²`` of the newest backward that reached it.
+        added: what the newest backward added that reached it.
         pending: something arrived that ``fully_shard`` has not reduced into ``.grad`` yet.
         watched: hooks of ours hang on it.
         in_turn: one of several watched optimizers steps it, so that it may be frozen while another has its turn.
@@ -48,7 +49,7 @@ class Leaf:
         self.pending = False
         self.watched = False
         self.in_turn = False
-        self.added: Tensor | float = 0.0
+        self.added: Arrival | None = None
         self.probe: Probe | None = None
         self.full: Probe | None = None
         self.version: int | None = None

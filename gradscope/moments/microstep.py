@@ -17,6 +17,7 @@ from gradscope.contributions import (
     Row,
     RowBias,
     RowSketch,
+    SketchMemory,
     settle,
     settle_vectors,
     sum_of_uses,
@@ -119,6 +120,8 @@ class MicroStep:
         self.measured: dict[int, Measured] = {}
         self.held: dict[int, Held] = {}
         self.sketches: list[tuple[RowSketch, list[Measured]]] = []
+        #: Where sketches of its layers go.
+        self.memory: SketchMemory | None = None
         #: Contributions to vector parameters and the direction along which each is looked at, by what must be alike.
         self.vectors: dict[object, list[tuple[Tensor, Tensor, Measured]]] = {}
         #: Parameters that only a second pass describes; what else is said of them is ignored.
@@ -305,7 +308,7 @@ def settle_all(steps: Iterable[MicroStep]) -> None:
     for step in steps:
         if step.sketches:
             # Norms are multiplied in the precision that they have, whatever the others' is.
-            kinds = tuple((sketch.table.dtype, sketch.table.device) for sketch, _ in step.sketches)
+            kinds = tuple(sketch.alike for sketch, _ in step.sketches)
             groups.setdefault((step.samples, kinds), []).append(step)
     for own in groups.values():
         figures = iter(settle([sketch for step in own for sketch, _ in step.sketches]))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradscope.accumulator import OpenWindow
 from gradscope.contributions.precision import squared_norm
+from gradscope.moments.arrival import size_of
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import coarsest
 from gradscope.ranks.numbers import Head, Row, looks
@@ -146,7 +147,7 @@ class _Numbers:
         known = [arrival for arrival in arrivals if arrival is not None]
         sizes = [one.squared_norm for one in known]
         if not known and leaf.index in self.opened.grad_sq:
-            sizes = [self.opened.grad_sq[leaf.index]]
+            sizes = [size_of(self.opened.grad_sq[leaf.index])]
         self._waiting += [(size, found, 0, 1.0) for size in sizes]
         if self.probed:
             self._waiting += [(one.probe, found, 2, 1.0) for one in known if one.probe.dim() == 1]

@@ -269,11 +269,10 @@ def test_readings(dtype, vector):
     rights = [torch.randn(max(1, matrix[0].numel()), dtype=dtype) for matrix in matrices]
     rights = [right if len(right) > 1 else torch.ones_like(right) for right in rights]
     copies = [anything(matrix.shape, dtype) for matrix in matrices]
-    squares, along = readings(matrices, lefts, rights, copies, vector)
-    figures = torch.cat([squares.unsqueeze(1), along], dim=1)
-    assert all(map(torch.equal, (squares, along), readings(matrices, lefts, rights, vector=vector)))
+    figures = readings(matrices, lefts, rights, copies, vector)
+    assert figures.equal(readings(matrices, lefts, rights, vector=vector))
     assert all(map(torch.equal, copies, matrices))
-    for found, matrix, left, right in zip(figures, matrices, lefts, rights, strict=True):
+    for found, matrix, left, right in zip(figures.T, matrices, lefts, rights, strict=True):
         wide = matrix.double().reshape(len(left), -1)
         square, along = wide.square().sum(), left.double() @ wide @ right.double()
         assert_close(found[0].to(dtype), square)
@@ -284,9 +283,12 @@ def test_rows(dtype, vector):
     first, second = torch.randn(5, 2100, dtype=dtype)[:, 7:], torch.randn(5, 19, dtype=dtype)
     along_first, along_second = torch.randn(2093, dtype=dtype), torch.randn(19, dtype=dtype)
     squares = (anything(first.shape, dtype), anything(second.shape, dtype))
-    found = rows_read(first, along_first, second, along_second, squares, vector)
+    memory = anything((3, 4, 5), dtype)
+    rows_read(first, along_first, second, along_second, memory, 1, squares, vector)
     assert all(map(torch.equal, squares, (first.square(), second.square())))
-    alone = rows_read(first, along_first, second, along_second, vector=vector)
+    rows_read(first, along_first, second, along_second, memory, 2, vector=vector)
+    untouched, found, alone = memory
+    assert untouched.isnan().all()
     assert_close(alone, found, found.abs().max())
     for rows, direction, (lengths, along) in ((first, along_first, found[:2]), (second, along_second, found[2:])):
         assert_close(lengths, rows.double().norm(dim=1))
@@ -366,6 +368,7 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
     x, g, image = torch.randn(2, 5, 6), torch.randn(2, 5, 7), torch.randn(2, 3, 8, 8)
     walk = Walk((3, 3), (1, 1), (1, 1), (0, 0))
     scratch = torch.empty(1 << 16)
+    rows, memory = (x[0], torch.ones(6), g[0], torch.ones(7)), torch.empty(1, 4, 5)
     for wrong in (
         lambda: Products(x, g[:, :4]),
         lambda: Gram(x, g[:1]),
@@ -393,7 +396,14 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
         lambda: readings([x.mT], [torch.ones(2)], [torch.ones(30)]),
         lambda: readings([x], [torch.ones(2)], [torch.ones(30)], [torch.empty(2, 30).double()]),
         lambda: readings([x], [torch.ones(2)], [torch.ones(30)], [torch.empty(2, 29)]),
-        lambda: rows_read(x[0], torch.ones(6), g[0], torch.ones(7), (torch.empty(5, 6), torch.empty(7, 5).T)),
+        lambda: rows_read(*rows, memory, 0, (torch.empty(5, 6), torch.empty(7, 5).T)),
+        lambda: rows_read(*rows, memory, 1),
+        lambda: rows_read(*rows, memory, -1),
+        lambda: rows_read(*rows, memory.double(), 0),
+        lambda: rows_read(*rows, memory[..., ::2], 0),
+        lambda: rows_read(x[0].T, *rows[1:], memory, 0),
+        lambda: rows_read(rows[0], torch.ones(7), *rows[2:], memory, 0),
+        lambda: rows_read(rows[0], rows[1], g[0, :4], rows[3], memory, 0),
         lambda: variance_and_signal(x, g, 0.5, 2),
         lambda: variance_and_signal(x, x.transpose(0, 1), 0.5, 2),
         lambda: ratio_sums(x, x.double()),
