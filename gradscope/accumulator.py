@@ -46,6 +46,7 @@ class OpenWindow(Closing):
         #: Whether what only the newest window keeps is still wanted.
         self.newest = True
         self._ways: list[Sequence[Coverage]] = [()]
+        self._measured = [(), ()]
         self.places = {leaf.info.name: leaf.index for leaf in leaves}
         self.begin()
 

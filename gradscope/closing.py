@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
+from typing import Any
 
 from torch import Tensor
 
@@ -58,6 +60,8 @@ class Closing:
     newest: bool
     #: How the parameters of the last window were covered.
     _ways: list[Sequence[Coverage]]
+    #: Some ways, and whether each is one of being measured.
+    _measured: list[Any]
 
     def weigh(self, adam: Mapping[int, AdamState]) -> None:
         """Note the elementwise squares as the optimizer weighs them now; its state goes on.
@@ -137,8 +141,13 @@ class Closing:
     def _columns(
         self, ways: Sequence[Coverage], own_sq: Sequence[float], grad_sq: Mapping[int, float], scale: float, v2: float
     ) -> SumColumns:
-        shown = [way.measured and index in grad_sq for index, way in enumerate(ways)]
-        totals = [grad_sq.get(index, _NAN) for index in range(len(ways))]
+        shown: Sequence[bool] = self._measured[1]
+        if self._measured[0] is not ways:
+            shown = [way.measured for way in ways]
+            self._measured[:] = ways, shown
+        if len(grad_sq) < len(ways):
+            shown = [known and index in grad_sq for index, known in enumerate(shown)]
+        totals = list(map(grad_sq.get, range(len(ways)), repeat(_NAN)))
         full: dict[str, ParameterSums] = {}
         for leaf, way, is_shown in zip(self.leaves, ways, shown, strict=True) if self.newest or self.weighed else ():
             i = leaf.index

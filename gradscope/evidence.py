@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
+from operator import attrgetter
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.contributions import tables
@@ -14,6 +17,8 @@ from gradscope.moments.arrival import Arrival, found_together
 from gradscope.moments.microstep import Measured, MicroStep
 
 _NAN = float("nan")
+_SKETCH = attrgetter("sketch")
+_Floats = NDArray[np.float64]
 
 
 class Numbers(NamedTuple):
@@ -123,23 +128,34 @@ def _sizes_and_probes(arrivals: Sequence[Arrival]) -> tuple[Tensor, Tensor]:
     return torch.stack([one.squared_norm for one in arrivals]), torch.stack([one.probe for one in arrivals])
 
 
-def is_sketched(step: MicroStep, records: Sequence[Measured]) -> bool:
-    """Whether it is an ordinary micro-step, all of whose parameters have sketches, of one precision."""
+def sketched_order(step: MicroStep, records: Sequence[Measured]) -> tuple[int, ...] | None:
+    """Where each record stands among the weights and biases of the micro-step's sketches, two places for each.
+
+    None where it is no ordinary micro-step all of whose parameters have sketches, of one precision.
+
+    Args:
+        step: the micro-step.
+        records: its parameters'.
+    """
     if step.spot is not None or step.signs is not None or not step.sketches:
-        return False
-    dtype = step.sketches[0][0].memory.dtype
-    for sketch, _ in step.sketches:
+        return None
+    dtype, places = step.sketches[0][0].memory.dtype, dict[int, int]()
+    for number, (sketch, own) in enumerate(step.sketches):
         if sketch.memory.dtype is not dtype:
-            return False
-    return all(record.sketch is not None for record in records)
+            return None
+        for which, record in enumerate(own):
+            places[id(record)] = 2 * number + which
+    order = tuple(map(places.get, map(id, records)))
+    known = tuple(place for place in order if place is not None)
+    return known if len(known) == len(order) and None not in map(_SKETCH, records) else None
 
 
 def compare_sketches(steps: Sequence[MicroStep], records: Sequence[Measured], newest: Sequence[MicroStep]) -> Tensor:
     """What ``read_sketches`` reads, float64 and still on the device; the newest window's micro-steps are settled on the way.
 
     Args:
-        steps: those that are ``alike``.
-        records: of all of them.
+        steps: those that are ``alike`` and have equally many sketches.
+        records: of all of them, equally many each.
         newest: those whose single samples will be asked for.
     """
     inputs, right, rows, left = tables([sketch for step in steps for sketch, _ in step.sketches]).unbind(1)
@@ -159,27 +175,22 @@ def compare_sketches(steps: Sequence[MicroStep], records: Sequence[Measured], ne
     ])  # fmt: skip
 
 
-def read_sketches(found: Sequence[float], places: Sequence[int]) -> list[list[float]]:
-    """``PLAIN`` numbers for each record.
+def read_sketches(found: _Floats, order: Sequence[int], steps: int) -> _Floats:
+    """``PLAIN`` numbers for each record, ``[S, P, 4]``.
 
     Args:
-        found: as ``compare_sketches`` gives it.
-        places: where each record stands among weights and biases, two for each sketch.
+        found: as ``compare_sketches`` gives it, of steps that have their records in one order.
+        order: where each record stands among weights and biases, two for each sketch.
+        steps: S.
     """
-    count = (len(found) - 2 * len(places)) // 3
-    rest = zip(places, found[3 * count : 3 * count + len(places)], found[3 * count + len(places) :], strict=True)
-    return [[found[p] - probe, squared, found[count + p], found[2 * count + p]] for p, probe, squared in rest]
-
-
-def sketch_places(steps: Sequence[MicroStep], records: Sequence[Measured]) -> list[int]:
-    """Where each record stands among the weights and biases of the steps' sketches, two for each sketch."""
-    sketches = [own for step in steps for _, own in step.sketches]
-    places = {id(record): 2 * k + number for k, own in enumerate(sketches) for number, record in enumerate(own)}
-    return [places[id(record)] for record in records]
+    records = steps * len(order)
+    of_places, of_records = found[: -2 * records].reshape(3, steps, -1), found[-2 * records :].reshape(2, steps, -1)
+    probes, squares, lengths = of_places[:, :, list(order)]
+    return np.stack([probes - of_records[0], of_records[1], squares, lengths], axis=-1)
 
 
 def read(row: Sequence[float], samples: int) -> Numbers:
-    """One row of ``device_numbers``, on the host."""
+    """One row of ``device_numbers`` or ``PLAIN`` numbers, on the host."""
     if len(row) > PLAIN:
         return Numbers(*row)
     off, fresh_sq, own_sq, lengths = row

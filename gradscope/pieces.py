@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
+from operator import attrgetter, is_
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.coverage import Coverage
@@ -14,6 +17,8 @@ from gradscope.evidence import read
 from gradscope.judgement import Judged, judge
 from gradscope.moments.arrival import Arrival
 from gradscope.moments.microstep import MicroStep, coarsest
+
+_ARRIVAL = attrgetter("arrival")
 
 
 class Right(NamedTuple):
@@ -73,8 +78,8 @@ class Piece:
         self.step = step
         self.newest = newest
         self.indices = [i for i in sorted(measured) if measured[i].arrival is not None]
-        self.records = [measured[i] for i in self.indices]
-        self.rows: Sequence[Sequence[float]] = ()
+        self.records = list(map(measured.__getitem__, self.indices))
+        self.rows: NDArray[np.float64] | Sequence[Sequence[float]] = ()
         self.right: tuple[Right, Sequence[bool]] | None = None
         self._whole: tuple[float, torch.dtype] | None = None
 
@@ -83,15 +88,19 @@ class Piece:
         if index not in self.indices:
             return None
         if self._whole is None:
-            self._whole = sum(row[1] for row in self.rows), coarsest(*{record.dtype for record in self.records})
+            self._whole = sum(self.sizes()), coarsest(*{record.dtype for record in self.records})
         self.step.settle()
         own = self.indices.index(index)
-        return judge(self.records[own], read(self.rows[own], self.step.samples), self.step, *self._whole)
+        row = [float(number) for number in self.rows[own]]
+        return judge(self.records[own], read(row, self.step.samples), self.step, *self._whole)
+
+    def sizes(self) -> list[float]:
+        """``‖fresh‖²`` of each parameter."""
+        return [float(row[1]) for row in self.rows]
 
     def holds(self, grad_sq: Mapping[int, Tensor | Arrival]) -> bool:
         """Whether these are numbers in ``rows`` already: nothing else has been added to the gradient."""
-        pairs = zip(self.indices, self.records, strict=True)
-        same = (record.arrival is not None and grad_sq.get(i) is record.arrival for i, record in pairs)
+        same = map(is_, map(grad_sq.get, self.indices), map(_ARRIVAL, self.records))
         return len(grad_sq) == len(self.indices) and all(same)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from itertools import repeat
+from operator import attrgetter
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.evidence import (
+    PLAIN,
     alike,
     compare_all,
     compare_sketches,
     device_numbers,
     is_plain,
-    is_sketched,
     read_sketches,
-    sketch_places,
+    sketched_order,
 )
 from gradscope.judgement import Judged, explained, way
 from gradscope.moments.arrival import Arrival, size_of
@@ -26,6 +28,7 @@ from gradscope.moments.microstep import Measured, MicroStep, settle_all
 from gradscope.pieces import Piece, Right, common
 
 _Floats = NDArray[np.float64]
+_KIND = attrgetter("dtype", "rule", "second_pass", "assumed")
 
 
 class Ended(Protocol):
@@ -84,7 +87,7 @@ def verdicts(windows: Sequence[Ended]) -> list[Verdicts]:
     apart: list[tuple[dict[int, float], dict[int, Tensor | Arrival]]] = []
     for own, window in zip(pieces, windows, strict=True):
         if len(own) == 1 and own[0].holds(window.grad_sq):
-            found.append({i: row[1] for i, row in zip(own[0].indices, own[0].rows, strict=True)})
+            found.append(dict(zip(own[0].indices, own[0].sizes(), strict=True)))
         else:
             found.append({})
             apart.append((found[-1], window.grad_sq))
@@ -97,59 +100,62 @@ def verdicts(windows: Sequence[Ended]) -> list[Verdicts]:
 
 def _fill(pieces: Sequence[Piece]) -> None:
     """The numbers of each micro-step: ordinary ones of equally many samples together."""
-    sketched: dict[object, list[Piece]] = {}
+    sketched: dict[tuple[Any, ...], list[Piece]] = {}
     others: list[Piece] = []
     for piece in pieces:
-        if is_sketched(piece.step, piece.records):
-            kind = alike(piece.step), piece.step.sketches[0][0].alike
-            sketched.setdefault(kind, []).append(piece)
-        else:
+        step, order = piece.step, sketched_order(piece.step, piece.records)
+        if order is None:
             others.append(piece)
+        else:
+            kind = step.sketches[0][0].alike, len(step.sketches)
+            sketched.setdefault((order, alike(step), kind, _kinds(piece)), []).append(piece)
     settle_all([piece.step for piece in others])
     plain: dict[object, list[Piece]] = {}
     single: list[Piece] = []
     for piece in others:
         first = piece.records[0].norms
         if first is not None and is_plain(piece.step, piece.records):
-            plain.setdefault((alike(piece.step), first.device), []).append(piece)
+            plain.setdefault((alike(piece.step), first.device, _kinds(piece)), []).append(piece)
         else:
             single.append(piece)
-    _of_sketches(sketched.values())
-    tables = [
+    tables = [_sketches(own) for own in sketched.values()]
+    tables += [
         compare_all(_records(own), [piece.step.chosen for piece in own for _ in piece.records])
         for own in plain.values()
     ]
     tables += [device_numbers(piece.records, piece.step) for piece in single]
-    found = _on_host(tables)
-    for own, rows in zip(plain.values(), found, strict=False):
-        _share_out(own, rows.tolist())
-    for piece, rows in zip(single, found[len(plain) :], strict=True):
-        piece.rows = rows.tolist()
+    found = iter(_on_host(tables))
+    for (order, *_), own in sketched.items():
+        _share_out(own, read_sketches(next(found), order, len(own)))
+    for own in plain.values():
+        _share_out(own, next(found).reshape(len(own), -1, PLAIN))
+    for piece, rows in zip(single, found, strict=True):
+        piece.rows = rows
 
 
-def _of_sketches(groups: Iterable[Sequence[Piece]]) -> None:
-    for own in groups:
-        steps, records = [piece.step for piece in own], _records(own)
-        places = sketch_places(steps, records)
-        found = compare_sketches(steps, records, [piece.step for piece in own if piece.newest])
-        _share_out(own, read_sketches(found.tolist(), places))
+def _kinds(piece: Piece) -> tuple[tuple[Any, ...], ...]:
+    """Per parameter what its verdict depends on beside its numbers."""
+    return tuple(map(_KIND, piece.records))
+
+
+def _sketches(own: Sequence[Piece]) -> Tensor:
+    newest = [piece.step for piece in own if piece.newest]
+    return compare_sketches([piece.step for piece in own], _records(own), newest)
 
 
 def _records(pieces: Sequence[Piece]) -> list[Measured]:
     return [record for piece in pieces for record in piece.records]
 
 
-def _share_out(pieces: Sequence[Piece], rows: Sequence[Sequence[float]]) -> None:
-    """To each micro-step its rows, and what they say."""
-    start = 0
-    for piece in pieces:
-        end = start + len(piece.indices)
-        own, records = rows[start:end], piece.records
-        errors, kept, bounds = explained(own, piece.step.samples, [record.dtype for record in records])
-        ways = [way(record.rule, record.second_pass, record.assumed) for record in records]
-        squares = [error * error for error in errors]
-        piece.rows, start = own, end
-        piece.right = Right(piece.indices, ways, errors, squares, bounds, [row[2] for row in own]), kept
+def _share_out(pieces: Sequence[Piece], rows: _Floats) -> None:
+    """To each micro-step its rows ``[P, 4]``, and what they say; all of them have parameters of the same kinds."""
+    kinds = _kinds(pieces[0])
+    dtypes, ways = [kind[0] for kind in kinds], [way(*kind[1:]) for kind in kinds]
+    errors, kept, bounds = explained(rows, pieces[0].step.samples, dtypes)
+    numbers = (errors.tolist(), np.square(errors).tolist(), repeat(bounds.tolist()), rows[:, :, 2].tolist())
+    for piece, own, flags, *columns in zip(pieces, rows, kept.tolist(), *numbers, strict=False):
+        piece.rows = own
+        piece.right = Right(piece.indices, ways, *columns), flags
 
 
 def _on_host(tables: Sequence[Tensor]) -> list[_Floats]:

@@ -90,7 +90,7 @@ def test_what_is_right_beyond_doubt_is_right_for_the_judge_too(dtype):
     step, whole = MicroStep(4, moments=False, chosen=None, budget=None), float(rows[12:, 1].sum())
     for part, model_sq in ((rows[12:], whole), (rows, float(rows[:, 1].sum()))):
         own = records[-len(part) :]
-        errors, right, _ = explained(part.tolist(), 4, [dtype] * len(part))
+        errors, right = (found[0].tolist() for found in explained(part.numpy()[None], 4, [dtype] * len(part))[:2])
         judged = [
             judge(*pair, step, model_sq, dtype)
             for pair in zip(own, map(partial(read, samples=4), part.tolist()), strict=True)
@@ -100,7 +100,7 @@ def test_what_is_right_beyond_doubt_is_right_for_the_judge_too(dtype):
                 assert one.coverage.status == "exact"
                 assert not one.coverage.reason
                 assert one.coverage.error == pytest.approx(error, rel=1e-12)
-    assert 50 < sum(explained(rows[12:].tolist(), 4, [dtype] * 388)[1]) < 388
+    assert 50 < explained(rows[None, 12:].numpy(), 4, [dtype] * 388)[1].sum() < 388
 
 
 def test_complex_rows_are_compared_with_both_of_their_parts():

@@ -88,9 +88,11 @@ def _of_totals(total: Stats, averaged: int, found: Digest) -> str:
 def _coverage(windows: Sequence[Window]) -> dict[str, Coverage]:
     """The newest window's, except that a mismatch in any averaged window is shown."""
     coverage = dict(windows[-1].coverage)
+    right: object = None
     for window in windows:
         found = window.coverage
-        if isinstance(found, CoverageColumns) and not found.mismatched:
+        if isinstance(found, CoverageColumns) and (found.ways is right or not found.mismatched):
+            right = found.ways
             continue
         coverage.update((name, one) for name, one in found.items() if one.status == "mismatch")
     return coverage
