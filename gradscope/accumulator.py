@@ -147,8 +147,8 @@ class OpenWindow(Closing):
                 self._note_grad(leaf, arrival)
                 continue
             # All that its .grad holds was read there.
-            leaf.pending, leaf.version = False, arrival.stored
-            leaf.added = grad_sq[index] = arrival
+            leaf.version, leaf.added = arrival.stored, arrival
+            grad_sq[index] = arrival
             if moments and arrival.copy is not None:
                 self.grads[index], arrival.copy = arrival.copy, None
 

@@ -12,6 +12,7 @@ from gradscope.capture.forward import Forward
 from gradscope.capture.hook import Hook
 from gradscope.capture.tagging import settle_signed
 from gradscope.contributions import Probe
+from gradscope.moments.all_leaves import all_grads
 from gradscope.moments.arrival import Arrival, arrivals_of
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest, joined
@@ -131,26 +132,36 @@ class Backward:
             memory: lends memory for copies, where these will be wanted.
         """
         added, fresh, unseen = self.added, self.fresh, self.unseen
+        usual = not (self.arrivals or unseen) and added == fresh and len(fresh) == len(leaves)
+        everything = all_grads(leaves) if usual else None
+        if everything is not None:
+            found = arrivals_of(*everything, memory)
+            for arrival, own in zip(found, everything[0], strict=True):
+                arrival.stored = own._version
+            self.arrivals = dict(enumerate(found))
+            self.restarted |= fresh
+            self.touched &= added
+            return
         self.arrivals = arrivals = {index: arrival for index, arrival in self.arrivals.items() if index in added}
-        known, grads, probes = list[int](), list[Tensor](), list[Probe]()
+        wanted = (fresh | unseen) & added - arrivals.keys()
+        self.restarted |= fresh & wanted
+        known, grads, probes = list[Leaf](), list[Tensor](), list[Probe]()
         for leaf in leaves:
-            index = leaf.index
-            if index not in added or index in arrivals or not (index in fresh or index in unseen):
+            if leaf.index not in wanted:
                 continue
             grad = leaf.parameter.grad
-            if grad is None or (index in unseen and self.forwards):
+            if grad is None or (leaf.index in unseen and self.forwards):
                 self.lost.append(leaf)
             else:
-                known.append(index)
+                known.append(leaf)
                 grads.append(grad)
                 probes.append(leaf.probe or leaf.directions(generator))
-            if index in fresh:
-                self.restarted.add(index)
+            if leaf.index in fresh:
                 leaf.baseline, leaf.hooked = None, False
         if known:
-            for index, grad, arrival in zip(known, grads, arrivals_of(grads, probes, memory), strict=True):
-                arrivals[index] = arrival
-                if index in fresh:
+            for leaf, grad, arrival in zip(known, grads, arrivals_of(grads, probes, memory), strict=True):
+                arrivals[leaf.index] = arrival
+                if leaf.index in fresh:
                     arrival.stored = grad._version
         self.restarted &= added
         self.touched &= self.added
@@ -277,13 +288,12 @@ def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival
     for index, arrival in arrivals.items():
         leaf = leaves[index]
         record = measured.get(index) or step.of(leaf)
-        record.arrival = arrival
+        record.arrival, dtype = arrival, arrival.dtype
         if (guarding or leaf.mismatched) and leaf.probe is not None and leaf.info.numel > 1 and not leaf.sharded:
             # A sharded parameter's numbers are not here any more.
             record.parameter_probe = leaf.probe.of(leaf.parameter.detach())
         if record.sketch is None and record.norms is None and not record.reason:
             record.reason = "no layer that gradscope knows was seen using it"
-        dtype = arrival.dtype
         if dtype is not record.dtype and dtype in (torch.float16, torch.bfloat16, torch.float32):
             record.dtype = coarsest(record.dtype, dtype)
         if dtype is torch.float32 and arrival.on_cuda and _rounds_to_tf32(leaf.parameter.dim() > 2):

@@ -76,101 +76,57 @@ class Forward:
         done: its micro-step has been finished.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "above",
-        "ambiguous",
-        "arrivals",
-        "autocast",
-        "calls",
-        "differentiated",
-        "distinct",
-        "done",
-        "frontier",
-        "graph",
-        "interacting",
-        "keeps",
-        "latest",
-        "made",
-        "mixed",
-        "mixing",
-        "noted",
-        "notes",
-        "number",
-        "outputs",
-        "packs",
-        "pending",
-        "prompt",
-        "recomputed",
-        "root",
-        "rows",
-        "samples",
-        "second",
-        "seen",
-        "signed",
-        "starts_at",
-        "step",
-        "tag_error",
-        "tags",
-        "through",
-        "unbatched",
-        "uncovered",
-        "unsettled",
-        "uses",
-        "void",
-        "waiting",
-        "wants_tags",
-    )  # fmt: skip
+    # On the class: what most calls leave as it is.
+    starts_at: int | None = None
+    autocast: torch.dtype | None = None
+    step: MicroStep | None = None
+    tags: Tensor | None = None
+    outputs = 0
+    tag_error = ""
+    packs = False
+    notes = False
+    #: How many of its calls were noted whose figures are a few numbers a sample.
+    rows = 0
+    #: What the last layer with a rule read, its version, and the layer's call.
+    latest: tuple[weakref.ref[Tensor], int, weakref.ref[Call]] | None = None
+    frontier: tuple[Any, int] | None = None
+    wants_tags = False
+    distinct = False
+    differentiated = False
+    done = False
+    #: Two dimensions of an output have as many entries as there are samples; ``batch_dim`` says which is theirs.
+    ambiguous = False
+    #: What the graph looks like: a layout that was measured holds for graphs of one shape.
+    graph: object = None
+    #: Why nothing can be said of it, whatever is found; empty where something can.
+    void = ""
+    #: The layout of some call that a gradient reached is not known yet: graphs of this shape are tagged again.
+    unsettled = False
 
     def __init__(self, samples: int, root: bool, number: int = 0) -> None:
         self.samples = samples
         self.number = number
-        self.starts_at: int | None = None
-        self.autocast: torch.dtype | None = None
         self.root = root
         self.arrivals: dict[int, Arrival] = {}
         self.uses: dict[int, int] = {}
         self.calls: dict[str, int] = {}
-        self.step: MicroStep | None = None
         self.waiting: list[Call | RecomputedCall] = []
-        self.tags: Tensor | None = None
         self.signed: dict[int, Tensor] = {}
-        self.outputs = 0
         self.pending: dict[str, int] = {}
-        self.tag_error = ""
         self.through: dict[int, Tensor] = {}
         self.unbatched: list[tuple[Call, Made, bool]] = []
         self.recomputed: list[RecomputedCall] = []
         self.above: dict[str, list[RecomputedCall]] = {}
         self.second: set[int] = set()
-        self.packs = False
         self.interacting: set[int] = set()
         self.keeps: set[str] = set()
         self.made: list[tuple[Any, Sequence[Any], Iterable[Leaf]]] = []
-        self.notes = False
-        #: How many of its calls were noted whose figures are a few numbers a sample.
-        self.rows = 0
         self.noted: list[Noted] = []
         self.prompt: list[PromptCall] = []
         self.seen: list[weakref.ref[Tensor]] = []
         self.uncovered: dict[int, str] = {}
-        #: What the last layer with a rule read, its version, and the layer's call.
-        self.latest: tuple[weakref.ref[Tensor], int, weakref.ref[Call]] | None = None
-        self.frontier: tuple[Any, int] | None = None
-        self.wants_tags = False
-        self.distinct = False
-        self.differentiated = False
         self.mixing: list[str] = []
         self.mixed: list[str] = []
-        self.done = False
-        #: Two dimensions of an output have as many entries as there are samples; ``batch_dim`` says which is theirs.
-        self.ambiguous = False
-        #: What the graph looks like: a layout that was measured holds for graphs of one shape.
-        self.graph: object = None
-        #: Why nothing can be said of it, whatever is found; empty where something can.
-        self.void = ""
-        #: The layout of some call that a gradient reached is not known yet: graphs of this shape are tagged again.
-        self.unsettled = False
 
     def precision(self, dtype: torch.dtype) -> torch.dtype:
         """The lowest precision that a gradient of this dtype may have gone through on its way from the output."""

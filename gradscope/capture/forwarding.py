@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from gradscope.capture.recorder import Recorder
 
 
+_ONCE = {1}
+
+
 class Forwarding:
     """Follows the model's calls, one at a time.
 
@@ -206,7 +209,10 @@ class Forwarding:
             forward.made.append((node, (source,), leaves))
             count = forward.calls[plan.name] = forward.calls.get(plan.name, 0) + 1
             call.key = (count, len(shape), training, samples)
-            if type(plan.layouts.known((graph, call.key))) is not BatchDim:
+            known = plan.layouts.known((graph, call.key))
+            if type(known) is BatchDim:
+                call.layout = known
+            else:
                 self._ask_graph(forward, call, Made(node, number, shape))
             # Queries, keys and values read the same tensor.
             if x is not latest or version != read:
@@ -286,13 +292,16 @@ class Forwarding:
         if forward is None or not forward.root or torch._C._current_graph_task_id() != -1:
             return
         self.enrol_noted(forward)
-        dim = self.recorder.options.batch_dim
-        outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.grad_fn is not None]
-        forward.seen.extend(weakref.ref(tensor) for tensor in outputs)
+        dim, graph = self.recorder.options.batch_dim, self.recorder.graph
+        found = (output,) if type(output) is Tensor else tensors_in(output)
+        outputs = [tensor for tensor in found if tensor.requires_grad and tensor.grad_fn is not None]
         for tensor in outputs:
-            where = next((d for d in (dim, 0) if d < tensor.dim() and tensor.shape[d] == forward.samples), None)
-            if where is not None:
-                forward.ambiguous |= tensor.dim() == 3 and tensor.shape[0] == tensor.shape[1] == forward.samples > 1
+            forward.seen.append(weakref.ref(tensor))
+            where, shape = dim, tensor.shape
+            if dim >= len(shape) or shape[dim] != forward.samples:
+                where = 0 if shape and shape[0] == forward.samples else -1
+            if where >= 0:
+                forward.ambiguous |= len(shape) == 3 and shape[0] == shape[1] == forward.samples > 1
                 hook = OutputHook(self.recorder, forward, forward.outputs, tensor.output_nr, where)
                 forward.outputs += 1
                 hang_first(tensor, self.recorder.shielded(hook.on_grad))
@@ -310,9 +319,24 @@ class Forwarding:
             for leaf in self.recorder.leaves:
                 if leaf.index in forward.uncovered and id(leaf.live) in inside:
                     forward.uncovered[leaf.index] = COMPILED
+        self._prepare(forward, graph)
+        forward.let_go()
+
+    @staticmethod
+    def _prepare(forward: Forward, graph: object) -> None:
+        """Which of the noted calls are usual in every way.
+
+        Args:
+            forward: the model's call, which has ended.
+            graph: what the graph was thought to look like when they were noted.
+        """
+        if forward.graph == graph and not forward.second and set(forward.uses.values()) <= _ONCE:
+            for call in forward.prompt:
+                if call.by_operators or call.plan.layouts.negligible:
+                    call.layout = None
+            return
         for call in forward.prompt:
             call.prepare()
-        forward.let_go()
 
     def waiting_samples(self) -> int | None:
         """Samples of the last forward that no backward has reached, or None."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradscope.capture.graph_kind import KINDS, kind_of, look
+from gradscope.capture.graph_kind import KINDS, NAMES, Kind, kind_of, look
 from gradscope.capture.layout_memory import Place
 from gradscope.capture.meeting import (
     BY_INDEX,
@@ -23,6 +23,7 @@ from gradscope.capture.meeting import (
     sample_dims,
     size_of,
 )  # fmt: skip
+from gradscope.kernels import walk
 from gradscope.operators import Operator, find_operator
 
 #: How many operators a layer's output may pass through before it is broadcast over the samples.
@@ -53,8 +54,20 @@ class Graph:
         self.foreign = ""
         #: In the order of the walk, each once.
         self.nodes: dict[Any, None] = {}
+        starts = [node for node in outputs if node is not None]
+        walked = walk(starts, NAMES)
+        if walked is None:
+            kinds = self._walk_over(starts)
+        else:
+            self.nodes, kinds, closer = walked
+            for place in closer:
+                kinds[place] = self._look_closer(kinds[place], look(kinds[place]))
+        #: The same for graphs of one shape: layouts are measured anew where it changes.
+        self.kind = hash(tuple(kinds))
+
+    def _walk_over(self, stack: list[Any]) -> list[object]:
+        """All nodes that some lead to, and what each does."""
         nodes, kinds, known = self.nodes, list[object](), KINDS
-        stack = [node for node in outputs if node is not None]
         while stack:
             node = stack.pop()
             if node in nodes:
@@ -63,18 +76,18 @@ class Graph:
             if kind.ends:
                 continue
             nodes[node] = None
-            if kind.plain:
-                kinds.append(kind.name)
-            else:
-                kinds.append(kind_of(node, samples) if kind.detailed else kind.name)
-                if kind.moves:
-                    self._movers.append(node)
-                self.foreign = self.foreign or kind.foreign
+            kinds.append(kind.name if kind.plain else self._look_closer(node, kind))
             for source, _ in node.next_functions:
                 if source is not None:
                     stack.append(source)
-        #: The same for graphs of one shape: layouts are measured anew where it changes.
-        self.kind = hash(tuple(kinds))
+        return kinds
+
+    def _look_closer(self, node: Any, kind: Kind) -> object:
+        """What a node does of which more than its name is to be known."""
+        if kind.moves:
+            self._movers.append(node)
+        self.foreign = self.foreign or kind.foreign
+        return kind_of(node, self.samples) if kind.detailed else kind.name
 
     @cached_property
     def consumers(self) -> dict[Any, list[tuple[Any, int]]]:

@@ -64,9 +64,16 @@ class Kind(NamedTuple):
 #: Of the types that torch's own operators have: looking them up takes less than asking each node.
 KINDS: dict[type, Kind] = {}
 
+#: Their names; None where they lead on to nothing, and ``...`` where there is more to say.
+NAMES: dict[type, Any] = {}
+
 
 def look(node: Any) -> Kind:
-    """The kind of a node of a type that is not known yet."""
+    """The kind of a node."""
+    return KINDS.get(type(node)) or _look(node)
+
+
+def _look(node: Any) -> Kind:
     name, made = node.name(), getattr(type(node), "_forward_cls", None)
     foreign = "" if made is None or made.__module__.startswith(("torch.", "gradscope.")) else str(made.__qualname__)
     moves = name.rstrip("0123456789") in _MOVERS
@@ -76,13 +83,13 @@ def look(node: Any) -> Kind:
     if made is None and name.rpartition("::")[2] == type(node).__name__:
         # Types of functions defined in Python come and go, and operators without a type of their own share one.
         KINDS[type(node)] = kind
+        NAMES[type(node)] = None if kind.ends else name if plain else ...
     return kind
 
 
 def foreign(nodes: Iterable[Any]) -> str:
     """Name of a custom ``autograd.Function`` that is not torch's own; empty where there is none."""
-    kinds = (KINDS.get(type(node)) or look(node) for node in nodes)
-    return next((kind.foreign for kind in kinds if kind.foreign), "")
+    return next((kind.foreign for kind in map(look, nodes) if kind.foreign), "")
 
 
 def upstream(node: Any) -> Iterator[Any]:

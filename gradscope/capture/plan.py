@@ -45,9 +45,8 @@ class Plan:
         self.by_operators = False
 
     def wanted(self) -> dict[str, Leaf]:
-        """Those of its parameters that are to be measured."""
-        found = {}
-        for name, leaf in self.own:
-            if leaf.parameter.requires_grad and not leaf.ignored:
-                found[name] = leaf
-        return found
+        """Those of its parameters that are to be measured; not to be changed."""
+        for _, leaf in self.own:
+            if leaf.ignored or not leaf.parameter.requires_grad:
+                return {name: leaf for name, leaf in self.own if leaf.wanted}
+        return self.leaves

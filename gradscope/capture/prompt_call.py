@@ -58,7 +58,7 @@ class PromptCall(Call):
 
     def prepare(self) -> None:
         """The forward has ended: whether anything about this call is unusual."""
-        layouts, forward = self.plan.layouts, self.forward
+        self.layout, layouts, forward = None, self.plan.layouts, self.forward
         known = layouts.known((forward.graph, self.key))
         if type(known) is not BatchDim or layouts.negligible or self.by_operators:
             return

@@ -7,6 +7,7 @@ from torch import Tensor
 from gradscope.capture.layout import BatchDim
 from gradscope.capture.prompt_call import PromptCall
 from gradscope.contributions.row import RowSketch, SketchMemory, row_moments, sketch_rows
+from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import Measured, coarsest
 
 
@@ -19,6 +20,8 @@ class RowCall(PromptCall):
     """
 
     sketch: RowSketch | None = None
+    #: The weight, and the bias if there is one.
+    pair: tuple[Leaf, ...] = ()
     moments: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
 
     def finish(self) -> None:
@@ -30,11 +33,8 @@ class RowCall(PromptCall):
             return
         rule, dtype, assumed = self.rule.name, sketch.memory.dtype, self.forward.ambiguous or not layout.measured
         records: list[Measured] = []
-        # A bias may have been registered before its weight.
-        for name, moment in zip(("weight", "bias"), self.moments, strict=True):
-            if name not in self.own:
-                continue
-            record = step.of(self.own[name])
+        for leaf, moment in zip(self.pair, self.moments, strict=False):
+            record = step.of(leaf)
             records.append(record)
             if record.reason:
                 # Something else was said of it meanwhile.
@@ -60,10 +60,12 @@ class RowCall(PromptCall):
         probe = weight.probe
         if probe is None or len(probe.lefts) != 1 or grad.shape[0] != forward.samples or weight.index in step.measured:
             return None
-        if bias is not None and (
-            bias.probe is None or bias.probe.left is not probe.left or bias.index in step.measured
-        ):
+        if bias is None:
+            self.pair = (weight,)
+        elif bias.probe is None or bias.probe.left is not probe.left or bias.index in step.measured:
             return None
+        else:
+            self.pair = (weight, bias)
         try:
             x = self.kept.read()[0]
         except RuntimeError:

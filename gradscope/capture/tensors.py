@@ -32,6 +32,9 @@ def batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any], batch_dim: int)
 
     A size of one is passed over where another input has more: positions and time steps are often given once for all samples.
     """
+    first = args[0] if args else None
+    if type(first) is Tensor and first.dim() > batch_dim and first.shape[batch_dim] != 1:
+        return first.shape[batch_dim]
     single: int | None = None
     for value in (*args, *kwargs.values()):
         if isinstance(value, PackedSequence):

@@ -27,9 +27,11 @@ def hook_operators(recorder: Recorder, forward: Forward, outputs: Iterable[Tenso
     Walking the graph also tells whether it is one whose layouts were measured: where it has another shape, or moves rows by their
     values, samples are tagged again.
     """
-    raw = [leaf for leaf in recorder.leaves if leaf.wanted and not forward.uses.get(leaf.index)]
-    shared = [leaf for leaf in recorder.leaves if leaf.wanted] if recorder.functional else []
-    shared = [leaf for leaf in shared if leaf.index in recorder.functional]
+    raw: list[Leaf] = []
+    if len(forward.uses) < len(recorder.leaves) or 0 in forward.uses.values():
+        raw = [leaf for leaf in recorder.leaves if leaf.wanted and not forward.uses.get(leaf.index)]
+    shared = [recorder.leaves[index] for index in sorted(recorder.functional)]
+    shared = [leaf for leaf in shared if leaf.wanted]
     options = recorder.options
     nodes = (tensor.grad_fn for tensor in outputs)
     graph = Graph(nodes, options.batch_dim, forward.samples, whole=options.second_pass)

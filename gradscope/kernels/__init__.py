@@ -7,7 +7,8 @@ length and a projection at one look; these are written in C. Without them (no co
 
 from gradscope.kernels.elementwise import ratio_sums, variance_and_signal
 from gradscope.kernels.gram import Gram
-from gradscope.kernels.loaded import ABSENT, INSTRUCTIONS, VARIABLE, serves, width_of
+from gradscope.kernels.graph import walk
+from gradscope.kernels.loaded import ABSENT, INSTRUCTIONS, VARIABLE, serves, serves_lines, width_of
 from gradscope.kernels.normalized import normalized_sums
 from gradscope.kernels.products import Products, Walk
 from gradscope.kernels.readings import readings, rows_read
@@ -15,5 +16,5 @@ from gradscope.kernels.shifted import ShiftedGram
 
 __all__ = [
     "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "normalized_sums", "ratio_sums",
-    "readings", "rows_read", "serves", "variance_and_signal", "width_of",
+    "readings", "rows_read", "serves", "serves_lines", "variance_and_signal", "walk", "width_of",
 ]  # fmt: skip

@@ -120,6 +120,7 @@ static void run_samples(
 }
 
 #include "tensors.h"
+#include "graph.h"
 #include "calls_on_samples.h"
 #include "calls_on_matrices.h"
 
@@ -148,6 +149,8 @@ static PyMethodDef methods[] = {
     {"rows", rows, METH_VARARGS, "Lengths and projections of the rows of two matrices."},
     {"meet", meet, METH_VARARGS, "What is compared with tensors' attributes: torch's own objects."},
     {"serves", serves, METH_VARARGS, "Whether the kernels can read these tensors."},
+    {"serves_lines", serves_lines, METH_VARARGS, "Whether the kernels can read these tensors, which are contiguous."},
+    {"walk", walk, METH_VARARGS, "The nodes of an autograd graph and their names."},
     {"widest", widest, METH_NOARGS, "Bytes of the widest vectors that this processor has."},
     {NULL, NULL, 0, NULL},
 };

@@ -52,6 +52,11 @@ def serves(*tensors: Tensor) -> bool:
     return VECTOR > 0 and _compiled.serves(*tensors)
 
 
+def serves_lines(*tensors: Tensor) -> bool:
+    """Whether the kernels can read these, and each is contiguous."""
+    return VECTOR > 0 and _compiled.serves_lines(*tensors)
+
+
 def check(fits: bool, kernel: str, *shapes: torch.Size) -> None:
     """Refuse what a kernel would read or write beyond its memory.
 

@@ -6,7 +6,7 @@ static struct {
 } torch;
 
 static struct {
-    PyObject *dtype, *is_cpu, *layout, *is_neg, *numel, *is_contiguous, *data_ptr, *shape, *stride;
+    PyObject *dtype, *is_cpu, *layout, *is_neg, *numel, *is_contiguous, *data_ptr, *shape, *stride, *next_functions;
 } names;
 
 static int intern(PyObject **to, const char *name)
@@ -18,7 +18,8 @@ static int intern_names(void)
 {
     return intern(&names.dtype, "dtype") && intern(&names.is_cpu, "is_cpu") && intern(&names.layout, "layout")
         && intern(&names.is_neg, "is_neg") && intern(&names.numel, "numel") && intern(&names.is_contiguous, "is_contiguous")
-        && intern(&names.data_ptr, "data_ptr") && intern(&names.shape, "shape") && intern(&names.stride, "stride");
+        && intern(&names.data_ptr, "data_ptr") && intern(&names.shape, "shape") && intern(&names.stride, "stride")
+        && intern(&names.next_functions, "next_functions");
 }
 
 /* Tensor, float32, float64, strided, and the function that tells what a transform has wrapped. */
@@ -115,15 +116,30 @@ static PyObject *dtype_of(PyObject *tensor)
     return found && (found == torch.float32 || found == torch.float64) ? found : NULL;
 }
 
+static PyObject *all_served(PyObject *tensors, int lines)
+{
+    PyObject *dtype = PyTuple_Size(tensors) > 0 ? dtype_of(PyTuple_GetItem(tensors, 0)) : NULL;
+    int found = dtype != NULL;
+    for (Py_ssize_t i = 0; found == 1 && i < PyTuple_Size(tensors); i++) {
+        found = is_plain(PyTuple_GetItem(tensors, i), dtype);
+        if (found == 1 && lines)
+            found = says(PyTuple_GetItem(tensors, i), names.is_contiguous);
+    }
+    return found < 0 || PyErr_Occurred() ? NULL : PyBool_FromLong(found);
+}
+
 /* Whether the kernels can read all of them: of one dtype, float32 or float64. */
 static PyObject *serves(PyObject *self, PyObject *tensors)
 {
     (void)self;
-    PyObject *dtype = PyTuple_Size(tensors) > 0 ? dtype_of(PyTuple_GetItem(tensors, 0)) : NULL;
-    int found = dtype != NULL;
-    for (Py_ssize_t i = 0; found == 1 && i < PyTuple_Size(tensors); i++)
-        found = is_plain(PyTuple_GetItem(tensors, i), dtype);
-    return found < 0 || PyErr_Occurred() ? NULL : PyBool_FromLong(found);
+    return all_served(tensors, 0);
+}
+
+/* The same, and whether each is contiguous. */
+static PyObject *serves_lines(PyObject *self, PyObject *tensors)
+{
+    (void)self;
+    return all_served(tensors, 1);
 }
 
 /* Whether it is contiguous, of this dtype, and of so many numbers; raises nothing where it is not. */

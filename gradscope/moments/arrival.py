@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradscope.contributions import Probe
 from gradscope.contributions.precision import squared_norm
-from gradscope.kernels import readings, serves
+from gradscope.kernels import readings, serves, serves_lines
 
 #: Vectors up to this many elements are put into one table: for them calls cost more than what they compute.
 VECTOR = 1 << 12
@@ -144,7 +144,7 @@ def arrivals_of(
         probes: random directions for each.
         memory: lends memory for copies, where these are wanted; they are made only if that costs no second look.
     """
-    if serves(*grads) and _are_read_at_once(grads, probes):
+    if all(len(probe.lefts) == 1 for probe in probes) and serves_lines(*grads):
         copies = None if memory is None else [memory(grad.shape, grad) for grad in grads]
         table, dtype = _at_once(grads, probes, copies), grads[0].dtype
         arrivals = [Arrival(dtype, table, place) for place in range(len(grads))]
@@ -171,11 +171,6 @@ def arrivals_of(
         for i, square, one in zip(indices, squares.unbind(), along.unbind(), strict=True):
             found[i] = Arrival.known(square, one, grads[i].dtype)
     return [found[i] for i in range(len(grads))]
-
-
-def _are_read_at_once(grads: Sequence[Tensor], probes: Sequence[Probe]) -> bool:
-    """Whether the compiled kernel, which serves them, can read them as they lie."""
-    return all(len(probe.lefts) == 1 and grad.is_contiguous() for grad, probe in zip(grads, probes, strict=True))
 
 
 def _way(grad: Tensor) -> tuple[Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Tensor, Tensor]] | None, bool]:
