@@ -14,7 +14,7 @@ from gradscope.contributions.figures import Figures
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.precision import BLOCK, row_squares, working
 from gradscope.contributions.workspace import Workspace
-from gradscope.kernels import rows_read, serves
+from gradscope.kernels import available, rows_read
 
 
 class SketchMemory:
@@ -89,15 +89,15 @@ def sketch_rows(
         row: gradient of its output.
         probe: the direction.
         squares: memory for each number's square, where these are wanted too.
-        memory: where the numbers go, if it has room for them.
+        memory: where the numbers go; it must have room for them.
     """
-    if x.stride(1) == row.stride(1) == 1 and serves(x, row):
-        if memory is None or not memory.has_room(x.dtype):
+    if available():
+        if memory is None:
             memory = SketchMemory.of(1, x.shape[0], x.dtype)
         place = memory.used
-        rows_read(x, probe.rights[0], row, probe.lefts[0], memory.numbers, place, squares)
-        memory.used = place + 1
-        return RowSketch(memory, place)
+        if rows_read(x, probe.rights[0], row, probe.lefts[0], memory.numbers, place, squares):
+            memory.used = place + 1
+            return RowSketch(memory, place)
     if max(x.shape[1], row.shape[1]) > BLOCK:
         return None
     if squares is not None:

@@ -8,13 +8,13 @@ length and a projection at one look; these are written in C. Without them (no co
 from gradscope.kernels.elementwise import ratio_sums, variance_and_signal
 from gradscope.kernels.gram import Gram
 from gradscope.kernels.graph import walk
-from gradscope.kernels.loaded import ABSENT, INSTRUCTIONS, VARIABLE, serves, serves_lines, width_of
+from gradscope.kernels.loaded import ABSENT, INSTRUCTIONS, VARIABLE, available, serves, serves_lines, width_of
 from gradscope.kernels.normalized import normalized_sums
 from gradscope.kernels.products import Products, Walk
 from gradscope.kernels.readings import readings, rows_read
 from gradscope.kernels.shifted import ShiftedGram
 
 __all__ = [
-    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "normalized_sums", "ratio_sums",
+    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "available", "normalized_sums", "ratio_sums",
     "readings", "rows_read", "serves", "serves_lines", "variance_and_signal", "walk", "width_of",
 ]  # fmt: skip

@@ -104,25 +104,35 @@ static PyObject *readings(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Rows that lie in line, and a direction of as many numbers; 0 where they are not that. */
-static int rows_of_tensor(PyObject *numbers, PyObject *direction, PyObject *squares, PyObject *dtype, struct rows *of)
+/* Whether these are rows that the kernel can read, of numbers that lie in line; -1 after an error. */
+static int rows_of_tensor(PyObject *numbers, PyObject *dtype, struct rows *of)
 {
     ptrdiff_t shape[2], steps[2];
-    if (has(numbers, names.dtype, dtype) != 1 || !two(PyObject_GetAttr(numbers, names.shape), shape)
-        || !two(PyObject_CallMethodObjArgs(numbers, names.stride, NULL), steps) || (steps[1] != 1 && shape[1] > 1)
-        || !lies_in_line(direction, dtype, shape[1]) || (squares && !lies_in_line(squares, dtype, shape[0] * shape[1])))
-        return 0;
+    const int plain = dtype ? is_plain(numbers, dtype) : 0;
+    if (plain != 1)
+        return plain;
+    if (!two(PyObject_GetAttr(numbers, names.shape), shape)
+        || !two(PyObject_CallMethodObjArgs(numbers, names.stride, NULL), steps))
+        return PyErr_Occurred() ? -1 : 0;
     of->rows = shape[0];
     of->columns = shape[1];
     of->step = steps[0];
     of->numbers = numbers_of(numbers);
+    return of->numbers ? steps[1] == 1 || shape[1] == 1 : PyErr_Occurred() ? -1 : 0;
+}
+
+/* The direction that rows are looked at along, and memory for their squares, if any; 0 where these do not fit. */
+static int look_along(PyObject *direction, PyObject *squares, PyObject *dtype, struct rows *of)
+{
+    if (!lies_in_line(direction, dtype, of->columns) || (squares && !lies_in_line(squares, dtype, of->rows * of->columns)))
+        return 0;
     of->direction = numbers_of(direction);
     of->squares = squares ? numbers_of(squares) : NULL;
-    return of->numbers && of->direction && !squares == !of->squares;
+    return of->direction && !squares == !of->squares;
 }
 
 /* Lengths and projections of the rows of two matrices of as many rows, in one place of a memory [places, 4, rows]. Their numbers'
- * squares are written where there is a pair of tensors for them. */
+ * squares are written where there is a pair of tensors for them. Returns whether they are rows that the kernel can read. */
 static PyObject *rows(PyObject *self, PyObject *args)
 {
     struct rows of[2];
@@ -136,8 +146,13 @@ static PyObject *rows(PyObject *self, PyObject *args)
     if (kept != Py_None && !PyArg_ParseTuple(kept, "OO", squares, squares + 1))
         return NULL;
     PyObject *dtype = dtype_of(given[0]);
-    if (!dtype || !rows_of_tensor(given[0], given[1], squares[0], dtype, of)
-        || !rows_of_tensor(given[2], given[3], squares[1], dtype, of + 1) || of[0].rows != of[1].rows)
+    for (int which = 0; which < 2; which++) {
+        const int found = PyErr_Occurred() ? -1 : rows_of_tensor(given[2 * which], dtype, of + which);
+        if (found != 1)
+            return found < 0 ? NULL : PyBool_FromLong(0);
+    }
+    if (of[0].rows != of[1].rows || !look_along(given[1], squares[0], dtype, of)
+        || !look_along(given[3], squares[1], dtype, of + 1))
         return do_not_fit("rows");
     const ptrdiff_t count = of[0].rows, places = count_of(memory, names.numel) / (4 * count);
     if (place < 0 || place >= places || !lies_in_line(memory, dtype, places * 4 * count) || !(of[0].found = numbers_of(memory)))
@@ -157,7 +172,7 @@ static PyObject *rows(PyObject *self, PyObject *args)
         for (int which = 0; which < 2; which++)
             run(of + which, count * share / threads, count * (share + 1) / threads);
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_RETURN_TRUE;
 }
 
 /* Variance and signal of each element; threads share them, `each` at a time. */

@@ -47,6 +47,11 @@ def compiled() -> Any:
     return _compiled
 
 
+def available() -> bool:
+    """Whether there are kernels, whatever they may serve."""
+    return VECTOR > 0
+
+
 def serves(*tensors: Tensor) -> bool:
     """Whether the kernels can read these: dense tensors of one dtype, float32 or float64, on a CPU; none empty."""
     return VECTOR > 0 and _compiled.serves(*tensors)

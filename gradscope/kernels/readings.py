@@ -38,7 +38,7 @@ def readings(
 def rows_read(
     first: Tensor, along_first: Tensor, second: Tensor, along_second: Tensor,
     memory: Tensor, place: int, squares: tuple[Tensor, Tensor] | None = None, vector: int = loaded.VECTOR,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """``‖firstᵢ‖``, ``⟨firstᵢ, ·⟩``, ``‖secondᵢ‖``, ``⟨secondᵢ, ·⟩``, in one place of a memory.
 
     Args:
@@ -51,8 +51,12 @@ def rows_read(
         squares: memory for every number's square, of both, contiguous; or None.
         vector: bytes of a vector; by default the widest that this processor has.
 
+    Returns:
+        Whether the kernel can read these rows; nothing was done where it cannot.
+
     Raises:
-        ValueError: they do not fit together.
+        ValueError: the rest does not fit them.
     """
-    threads = torch.get_num_threads()
-    loaded.compiled().rows(vector, threads, PIECE, memory, place, first, along_first, second, along_second, squares)
+    threads, run = torch.get_num_threads(), loaded.compiled().rows
+    done: bool = run(vector, threads, PIECE, memory, place, first, along_first, second, along_second, squares)
+    return done

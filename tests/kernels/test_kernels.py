@@ -295,6 +295,24 @@ def test_rows(dtype, vector):
         assert_close(along, rows.double() @ direction.double(), rows.double().norm(dim=1).max() * direction.norm())
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        torch.randn(6, 5).T,
+        torch.randn(5, 6).bfloat16(),
+        torch.randn(5, 6).double(),
+        torch.randn(5, 6, 1),
+        torch.randn(5, 6, device="meta"),
+        torch.nn.Parameter(torch.randn(5, 6)),
+    ],
+    ids=["turned", "half", "double", "three dimensions", "meta", "subclass"],
+)
+def test_rows_that_the_kernel_cannot_read_are_left_alone(rows):
+    memory, other = anything((1, 4, 5), torch.float32), torch.randn(5, 7)
+    assert not rows_read(other, torch.ones(7), rows, torch.ones(6), memory, 0)
+    assert memory.isnan().all()
+
+
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("size", [(1,), (3, 7), (260, 300)], ids=str)
 def test_variance_and_signal_of_each_element(size, dtype, vector):
@@ -401,7 +419,6 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
         lambda: rows_read(*rows, memory, -1),
         lambda: rows_read(*rows, memory.double(), 0),
         lambda: rows_read(*rows, memory[..., ::2], 0),
-        lambda: rows_read(x[0].T, *rows[1:], memory, 0),
         lambda: rows_read(rows[0], torch.ones(7), *rows[2:], memory, 0),
         lambda: rows_read(rows[0], rows[1], g[0, :4], rows[3], memory, 0),
         lambda: variance_and_signal(x, g, 0.5, 2),
