@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from gradscope.capture.hook import Hook
 from gradscope.capture.tagging import settle_signed
 from gradscope.contributions import Probe
 from gradscope.moments.all_leaves import all_grads
-from gradscope.moments.arrival import Arrival, arrivals_of
+from gradscope.moments.arrival import Arrival, arrivals_of, projections
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest, joined
 
@@ -284,14 +284,13 @@ def _share(live: list[Forward]) -> None:
 
 
 def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival], leaves: list[Leaf]) -> None:
-    guarding, measured = step.spot is not None, step.measured
+    guarding, measured, doubted = step.spot is not None, step.measured, list[Leaf]()
     for index, arrival in arrivals.items():
         leaf = leaves[index]
         record = measured.get(index) or step.of(leaf)
         record.arrival, dtype = arrival, arrival.dtype
-        if (guarding or leaf.mismatched) and leaf.probe is not None and leaf.info.numel > 1 and not leaf.sharded:
-            # A sharded parameter's numbers are not here any more.
-            record.parameter_probe = leaf.probe.of(leaf.parameter.detach())
+        if guarding or leaf.mismatched:
+            doubted.append(leaf)
         if record.sketch is None and record.norms is None and not record.reason:
             record.reason = "no layer that gradscope knows was seen using it"
         if dtype is not record.dtype and dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -299,11 +298,21 @@ def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival
         if dtype is torch.float32 and arrival.on_cuda and _rounds_to_tf32(leaf.parameter.dim() > 2):
             # Ten bits of mantissa, as float16 has.
             record.dtype = coarsest(record.dtype, torch.float16)
+    _look_at_parameters(step, doubted)
     mixed = [name for forward in live for name in (*forward.mixing, *forward.mixed)]
     if mixed:
         _name_mixing(step, live, mixed)
     if any(forward.tag_error for forward in live):
         step.notices.append(f"the inner backward was refused: {next(f.tag_error for f in live if f.tag_error)}")
+
+
+def _look_at_parameters(step: MicroStep, leaves: Iterable[Leaf]) -> None:
+    """Note what may be needed to name an L2 term."""
+    # A sharded parameter's numbers are not here any more.
+    pairs = [(leaf, leaf.probe) for leaf in leaves if leaf.info.numel > 1 and not leaf.sharded and leaf.probe]
+    found = projections([leaf.parameter.detach() for leaf, _ in pairs], [probe for _, probe in pairs])
+    for (leaf, _), along in zip(pairs, found, strict=True):
+        step.of(leaf).parameter_probe = along
 
 
 def _rounds_to_tf32(convolution: bool) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 #: How far a tagged row may be from its tag times the untagged row, relative to the row and the rows' mean size.
@@ -64,40 +67,64 @@ def find_layout(
         candidates: dimensions of size n to try, best guess first.
         dtype: of the gradient, for the tolerance.
     """
-    n, tags = tags.shape[0], tags.to(plain.device)
-    finite = (plain.isfinite() & tagged.isfinite()).all(1, keepdim=True)
-    if not bool(finite.all()):
-        # A sample that overflowed says nothing about the others' places.
-        plain, tagged = plain.where(finite, torch.zeros_like(plain)), tagged.where(finite, torch.zeros_like(tagged))
-    size = plain.abs().square().sum(1).sqrt()
-    allowed = TOLERANCE.get(dtype, 1e-2) * (size + size.square().mean().sqrt()) * tags.abs().max()
+    # So few numbers that each operator would cost more on their device than all of them do here.
+    rows = _Rows(plain.detach().cpu().numpy(), tagged.detach().cpu().numpy(), TOLERANCE.get(dtype, 1e-2))
+    n, marks = tags.shape[0], tags.numpy().astype(rows.size.dtype)
+    allowed = rows.tolerance * (rows.size + np.sqrt(np.square(rows.size).mean())) * np.abs(marks).max()
     for dim in candidates:
-        row_tags = along(tags, lead, dim).to(plain.dtype)
-        if bool(((tagged - row_tags.unsqueeze(1) * plain).abs().square().sum(1).sqrt() <= allowed).all()):
+        if (rows.off(along(marks, lead, dim)) <= allowed).all():
             return BatchDim(dim, measured=True)
     if not candidates and n > 1 and len(lead) == 1 and lead[0] % n == 0:
         # Samples folded into one dimension with something else, before or behind it.
-        rows = torch.arange(lead[0], device=plain.device)
-        for index in (rows // (lead[0] // n), rows % n):
-            row_tags = tags.to(plain.dtype)[index]
-            if bool(((tagged - row_tags.unsqueeze(1) * plain).abs().square().sum(1).sqrt() <= allowed).all()):
-                return Rows(index)
+        numbers = np.arange(lead[0])
+        for index in (numbers // (lead[0] // n), numbers % n):
+            if (rows.off(marks[index]) <= allowed).all():
+                return Rows(torch.from_numpy(index).to(plain.device))
     # Every row on its own: which tag did it come out with?
-    energy = size.square()
-    ratio = (tagged * plain.conj()).sum(1).real / torch.where(energy > 0, energy, torch.ones_like(energy))
-    index = (ratio.unsqueeze(1) - tags.to(ratio.dtype)).abs().argmin(1)
-    off = (tagged - tags.to(plain.dtype)[index].unsqueeze(1) * plain).abs().square().sum(1).sqrt()
-    spacing = (tags.sort().values.diff().min() if n > 1 else tags.new_tensor(1.0)).to(ratio.dtype)
-    blurred = TOLERANCE.get(dtype, 1e-2) * 0.1 > spacing
+    index = np.abs(rows.ratios()[:, None] - marks).argmin(1)
+    spacing = np.diff(np.sort(marks)).min() if n > 1 else 1.0
+    blurred = rows.tolerance * 0.1 > spacing
     # Rows may fit some tag by chance where samples interact only weakly, so the fit is held to the tags' own spacing.
-    allowed = torch.minimum(allowed, 0.1 * spacing * size + 0.01 * allowed)
-    if not bool(blurred) and bool((off <= allowed).all()):
-        return Rows(index)
+    allowed = np.minimum(allowed, 0.1 * spacing * rows.size + 0.01 * allowed)
+    if not blurred and (rows.off(marks[index]) <= allowed).all():
+        return Rows(torch.from_numpy(index).to(plain.device))
     return NoSamples(mixed=bool(candidates) or n == 1)
 
 
-def along(tags: Tensor, lead: torch.Size, dim: int) -> Tensor:
+class _Rows:
+    """Rows' numbers untagged and tagged, ``[R, k]``; zero where either is not finite.
+
+    Attributes:
+        tolerance: how far the two may be from each other, relative to their size.
+        size: of the untagged, ``[R]``.
+    """
+
+    def __init__(self, plain: NDArray[Any], tagged: NDArray[Any], tolerance: float) -> None:
+        finite = (np.isfinite(plain) & np.isfinite(tagged)).all(1, keepdims=True)
+        if not finite.all():
+            # A sample that overflowed says nothing about the others' places.
+            plain, tagged = np.where(finite, plain, 0), np.where(finite, tagged, 0)
+        self._plain, self._tagged, self.tolerance = plain, tagged, tolerance
+        self.size = self._length(plain)
+
+    @staticmethod
+    def _length(rows: NDArray[Any]) -> NDArray[Any]:
+        length: NDArray[Any] = np.sqrt(np.square(np.abs(rows)).sum(1))
+        return length
+
+    def off(self, row_tags: NDArray[Any]) -> NDArray[Any]:
+        """How far each row is from what these tags would have made of it."""
+        return self._length(self._tagged - row_tags[:, None] * self._plain)
+
+    def ratios(self) -> NDArray[Any]:
+        """With what each row seems to have been multiplied."""
+        energy = np.square(self.size)
+        ratios: NDArray[Any] = (self._tagged * self._plain.conj()).sum(1).real / np.where(energy > 0, energy, 1)
+        return ratios
+
+
+def along(tags: NDArray[Any], lead: torch.Size, dim: int) -> NDArray[Any]:
     """The tag of each row where samples lie along ``dim`` of the leading dimensions, ``[R]``."""
     shape = [1] * len(lead)
     shape[dim] = lead[dim]
-    return tags.reshape(shape).expand(lead).reshape(-1)
+    return np.broadcast_to(tags.reshape(shape), tuple(lead)).reshape(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,12 +56,12 @@ class LayoutMemory:
             if len(self.every_row) < MOST:
                 self.every_row.add(key)
             return False
-        size = rows.abs().sum(1)
-        if not bool(size.isfinite().all()):
+        size = np.abs(rows.detach().cpu().numpy()).sum(1)
+        if not np.isfinite(size).all():
             return False
         seen = int((size > 0).sum())
-        if seen >= 2 and 10 * seen >= size.numel():
-            self.remember(key, layout, seen == size.numel())
+        if seen >= 2 and 10 * seen >= size.size:
+            self.remember(key, layout, seen == size.size)
             return key in self._known
         return False
 

@@ -167,6 +167,9 @@ class Outer(Contribution):
     def dense(self) -> Tensor:
         return (self.grads.transpose(2, 3) @ self.inputs).reshape(self.samples, *self.shape)
 
+    def one(self, i: int) -> Tensor:
+        return (self.grads[i].mT @ self.inputs[i]).reshape(self.shape)
+
     def select(self, index: Tensor) -> Outer:
         return Outer(self.inputs[index], self.grads[index], self.shape)
 

@@ -58,7 +58,7 @@ class Arrival:
 
         Args:
             dtype: of the gradient.
-            table: ``‖fresh‖²`` and ``⟨fresh, R⟩`` along one direction, float64 ``[2, m]``, on the CPU.
+            table: ``‖fresh‖²`` and ``⟨fresh, R⟩`` along k directions, float64 ``[1 + k, m]``, on the CPU.
             place: which of them it is.
         """
         self.dtype = dtype
@@ -76,7 +76,7 @@ class Arrival:
     def probe(self) -> Tensor:
         """``⟨fresh, R⟩``, ``[k]``."""
         if self._probe is None:
-            self._probe = self.table[1, self.place : self.place + 1]
+            self._probe = self.table[1:, self.place]
         return self._probe
 
     @classmethod
@@ -123,9 +123,12 @@ def size_of(value: Tensor | Arrival) -> Tensor:
 
 
 def found_together(arrivals: Sequence[Arrival]) -> Tensor | None:
-    """``‖fresh‖²`` and ``⟨fresh, R⟩`` of all of them, float64 ``[2, m]``; None where some were found alone."""
+    """``‖fresh‖²`` and ``⟨fresh, R⟩`` of all of them, float64 ``[2, m]``.
+
+    None where some were found alone, or looked at along several directions.
+    """
     tables = {id(arrival.table): arrival.table for arrival in arrivals}
-    if id(_ALONE) in tables:
+    if id(_ALONE) in tables or any(table.shape[0] != 2 for table in tables.values()):
         return None
     starts = accumulate((table.shape[1] for table in tables.values()), initial=0)
     start = dict(zip(tables, starts, strict=False))
@@ -144,7 +147,7 @@ def arrivals_of(
         probes: random directions for each.
         memory: lends memory for copies, where these are wanted; they are made only if that costs no second look.
     """
-    if all(len(probe.lefts) == 1 for probe in probes) and serves_lines(*grads):
+    if len({len(probe.lefts) for probe in probes}) == 1 and serves_lines(*grads):
         copies = None if memory is None else [memory(grad.shape, grad) for grad in grads]
         table, dtype = _at_once(grads, probes, copies), grads[0].dtype
         arrivals = [Arrival(dtype, table, place) for place in range(len(grads))]
@@ -173,6 +176,13 @@ def arrivals_of(
     return [found[i] for i in range(len(grads))]
 
 
+def projections(tensors: Sequence[Tensor], probes: Sequence[Probe]) -> Sequence[Tensor]:
+    """``⟨tensor, R⟩`` of each, ``[k]``."""
+    if tensors and len({len(probe.lefts) for probe in probes}) == 1 and serves_lines(*tensors):
+        return _at_once(tensors, probes)[1:].unbind(1)
+    return [probe.of(tensor) for tensor, probe in zip(tensors, probes, strict=True)]
+
+
 def _way(grad: Tensor) -> tuple[Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Tensor, Tensor]] | None, bool]:
     """How a gradient is read together with others, and whether the kernel does; neither where it is read alone."""
     if grad.layout is not torch.strided or grad.dtype not in (torch.float32, torch.float64) or not grad.is_contiguous():
@@ -190,8 +200,12 @@ def _way(grad: Tensor) -> tuple[Callable[[Sequence[Tensor], Sequence[Probe]], tu
 
 
 def _at_once(grads: Sequence[Tensor], probes: Sequence[Probe], copies: Sequence[Tensor] | None = None) -> Tensor:
-    """Squared norms and projections of gradients of any shape, each read once; float64 ``[2, m]``."""
-    return readings(grads, [probe.lefts[0] for probe in probes], [probe.rights[0] for probe in probes], copies)
+    """Squared norms and projections of gradients of any shape, each read once for a direction; float64 ``[1 + k, m]``."""
+    first, *others = (
+        readings(grads, [p.lefts[k] for p in probes], [p.rights[k] for p in probes], None if k else copies)
+        for k in range(len(probes[0].lefts))
+    )
+    return torch.cat([first, *(found[1:] for found in others)]) if others else first
 
 
 def _alike(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
