@@ -12,7 +12,6 @@ from gradscope.capture.forward import Forward
 from gradscope.capture.hook import Hook
 from gradscope.capture.tagging import settle_signed
 from gradscope.contributions import Probe
-from gradscope.moments.all_leaves import all_grads
 from gradscope.moments.arrival import Arrival, arrivals_of, projections
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest, joined
@@ -132,37 +131,30 @@ class Backward:
             memory: lends memory for copies, where these will be wanted.
         """
         added, fresh, unseen = self.added, self.fresh, self.unseen
-        usual = not (self.arrivals or unseen) and added == fresh and len(fresh) == len(leaves)
-        everything = all_grads(leaves) if usual else None
-        if everything is not None:
-            found = arrivals_of(*everything, memory)
-            for arrival, own in zip(found, everything[0], strict=True):
-                arrival.stored = own._version
-            self.arrivals = dict(enumerate(found))
-            self.restarted |= fresh
-            self.touched &= added
-            return
         self.arrivals = arrivals = {index: arrival for index, arrival in self.arrivals.items() if index in added}
         wanted = (fresh | unseen) & added - arrivals.keys()
         self.restarted |= fresh & wanted
-        known, grads, probes = list[Leaf](), list[Tensor](), list[Probe]()
+        known, grads, probes, versions = list[int](), list[Tensor](), list[Probe](), list[int | None]()
         for leaf in leaves:
-            if leaf.index not in wanted:
+            index = leaf.index
+            if index not in wanted:
                 continue
-            grad = leaf.parameter.grad
-            if grad is None or (leaf.index in unseen and self.forwards):
+            grad, version = leaf.parameter.grad, None
+            if grad is None or (index in unseen and self.forwards):
                 self.lost.append(leaf)
-            else:
-                known.append(leaf)
+                grad = None
+            if index in fresh:
+                leaf.baseline, leaf.hooked = None, False
+                version = None if grad is None else grad._version
+            if grad is not None:
+                known.append(index)
                 grads.append(grad)
                 probes.append(leaf.probe or leaf.directions(generator))
-            if leaf.index in fresh:
-                leaf.baseline, leaf.hooked = None, False
+                versions.append(version)
         if known:
-            for leaf, grad, arrival in zip(known, grads, arrivals_of(grads, probes, memory), strict=True):
-                arrivals[leaf.index] = arrival
-                if leaf.index in fresh:
-                    arrival.stored = grad._version
+            for index, version, arrival in zip(known, versions, arrivals_of(grads, probes, memory), strict=True):
+                arrivals[index] = arrival
+                arrival.stored = version
         self.restarted &= added
         self.touched &= self.added
 
@@ -298,7 +290,8 @@ def _attach(step: MicroStep, live: list[Forward], arrivals: Mapping[int, Arrival
         if dtype is torch.float32 and arrival.on_cuda and _rounds_to_tf32(leaf.parameter.dim() > 2):
             # Ten bits of mantissa, as float16 has.
             record.dtype = coarsest(record.dtype, torch.float16)
-    _look_at_parameters(step, doubted)
+    if doubted:
+        _look_at_parameters(step, doubted)
     mixed = [name for forward in live for name in (*forward.mixing, *forward.mixed)]
     if mixed:
         _name_mixing(step, live, mixed)

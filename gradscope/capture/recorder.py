@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,11 +23,8 @@ from gradscope.capture.plan import Plan
 from gradscope.capture.second_pass import SecondPass
 from gradscope.capture.tagging import register_first
 from gradscope.contributions.workspace import Workspace
-from gradscope.moments.all_leaves import all_begin, all_watched
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
-
-_DESCRIBED = attrgetter("described")
 
 #: Seed of the private generator: two runs over the same data print the same figures.
 SEED = 0x6772616473
@@ -108,8 +104,6 @@ class Recorder:
 
     def hang_wanted(self) -> None:
         """Hooks on parameters that ask for a gradient and have none of ours yet: some were unfrozen since."""
-        if all_watched(self.leaves):
-            return
         for leaf in self.leaves:
             if not leaf.watched and leaf.wanted and not leaf.sharded:
                 self._hang_on(leaf)
@@ -216,9 +210,6 @@ class Recorder:
         if backward.asks:
             return backward
         every, fresh = few or not self.local or more, backward.fresh
-        if not every and all_begin(self.leaves):
-            fresh.update(range(len(self.leaves)))
-            return backward
         for leaf in self.leaves:
             own = leaf.live
             if not leaf.watched or not own.requires_grad:
@@ -369,8 +360,6 @@ class Recorder:
         for step in steps:
             if self.second_pass is not None and step.samples > 1:
                 self.second_pass.learn(step)
-            if not self.estimated and all(map(_DESCRIBED, step.measured.values())):
-                continue
             for index, record in step.measured.items() if step.samples > 1 else ():
                 if record.arrival is None:
                     continue

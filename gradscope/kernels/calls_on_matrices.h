@@ -6,7 +6,7 @@ static int place_of(
     PyObject *numbers, PyObject *left, PyObject *right, PyObject *copy, PyObject *dtype, struct matrix *matrix, struct place *at)
 {
     const ptrdiff_t rows = count_of(left, names.numel), columns = count_of(right, names.numel);
-    if (rows < 1 || columns < 1 || !lies_in_line(numbers, dtype, rows * columns) || !lies_in_line(left, dtype, rows)
+    if (rows < 1 || columns < 1 || count_of(numbers, names.numel) != rows * columns || !lies_in_line(left, dtype, rows)
         || !lies_in_line(right, dtype, columns) || (copy && !lies_in_line(copy, dtype, rows * columns)))
         return 0;
     /* A vector is one row: the two directions change places. */
@@ -20,7 +20,21 @@ static int place_of(
     return at->numbers && at->left && at->right && !copy == !at->copy;
 }
 
-/* The same of all of them; threads share pieces of about `each` numbers. */
+/* Whether these are matrices that the kernel can read: contiguous, of this dtype; -1 after an error. */
+static int are_matrices(PyObject *numbers, ptrdiff_t count, PyObject *dtype)
+{
+    int found = dtype != NULL;
+    for (ptrdiff_t i = 0; found == 1 && i < count; i++) {
+        PyObject *const one = PySequence_GetItem(numbers, i);
+        found = one ? is_plain(one, dtype) : -1;
+        if (found == 1)
+            found = says(one, names.is_contiguous);
+        Py_XDECREF(one);
+    }
+    return PyErr_Occurred() ? -1 : found;
+}
+
+/* What all of them are read for; threads share pieces of about `each` numbers. */
 static int places_of(
     PyObject *numbers, PyObject *lefts, PyObject *rights, PyObject *copies, ptrdiff_t count, ptrdiff_t each, PyObject *dtype,
     struct matrix *matrices, struct place *places)
@@ -43,7 +57,8 @@ static int places_of(
     return 1;
 }
 
-/* found: squared norms and projections of matrices, [2, count]; a copy of each of them is written where asked for. */
+/* found: squared norms and projections of matrices, [2, count]; a copy of each of them is written where asked for. Returns whether
+ * they are matrices that the kernel can read. */
 static PyObject *readings(PyObject *self, PyObject *args)
 {
     int vector, threads;
@@ -58,11 +73,14 @@ static PyObject *readings(PyObject *self, PyObject *args)
         return do_not_fit("readings");
     PyObject *first = PySequence_GetItem(numbers, 0), *dtype = first ? dtype_of(first) : NULL;
     Py_XDECREF(first);
+    const int served = are_matrices(numbers, count, dtype);
+    if (served != 1)
+        return served < 0 ? NULL : PyBool_FromLong(0);
     struct matrix *const matrices = PyMem_Malloc(count * (sizeof(struct matrix) + sizeof(struct place)));
     struct place *const places = (struct place *)(matrices + count);
     if (!matrices)
         return PyErr_NoMemory();
-    if (!dtype || !places_of(numbers, lefts, rights, copies, count, each, dtype, matrices, places)) {
+    if (!places_of(numbers, lefts, rights, copies, count, each, dtype, matrices, places)) {
         PyMem_Free(matrices);
         return do_not_fit("readings");
     }
@@ -101,7 +119,7 @@ static PyObject *readings(PyObject *self, PyObject *args)
     Py_END_ALLOW_THREADS
     PyMem_Free(parts);
     PyMem_Free(matrices);
-    Py_RETURN_NONE;
+    Py_RETURN_TRUE;
 }
 
 /* Whether these are rows that the kernel can read, of numbers that lie in line; -1 after an error. */

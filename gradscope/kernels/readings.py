@@ -16,23 +16,22 @@ PIECE = 1 << 15
 def readings(
     matrices: Sequence[Tensor], lefts: Sequence[Tensor], rights: Sequence[Tensor],
     copies: Sequence[Tensor] | None = None, vector: int = loaded.VECTOR,
-) -> Tensor:  # fmt: skip
-    """``‖M‖²`` of each matrix, and ``leftᵀ M right``, float64 ``[2, m]``.
+) -> Tensor | None:  # fmt: skip
+    """``‖M‖²`` of each matrix, and ``leftᵀ M right``, float64 ``[2, m]``; None where the kernel cannot read them.
 
     Args:
-        matrices: contiguous, of one dtype, none empty; of any shape with as many numbers as ``left`` times ``right`` has.
+        matrices: of any shape with as many numbers as ``left`` times ``right`` has; read are contiguous ones of one dtype.
         lefts: a vector for each one's first dimension.
         rights: one for all the others, or a single one beside a vector.
         copies: memory for the same numbers again, contiguous; or None.
         vector: bytes of a vector; by default the widest that this processor has.
 
     Raises:
-        ValueError: they do not fit together.
+        ValueError: the rest does not fit them.
     """
     found = torch.empty(2, len(matrices), dtype=torch.float64)
-    threads = torch.get_num_threads()
-    loaded.compiled().readings(vector, threads, PIECE, matrices, lefts, rights, copies, found.data_ptr())
-    return found
+    threads, run = torch.get_num_threads(), loaded.compiled().readings
+    return found if run(vector, threads, PIECE, matrices, lefts, rights, copies, found.data_ptr()) else None
 
 
 def rows_read(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradscope.contributions import Probe
 from gradscope.contributions.precision import squared_norm
-from gradscope.kernels import readings, serves, serves_lines
+from gradscope.kernels import available, readings, serves, serves_lines
 
 #: Vectors up to this many elements are put into one table: for them calls cost more than what they compute.
 VECTOR = 1 << 12
@@ -147,9 +147,11 @@ def arrivals_of(
         probes: random directions for each.
         memory: lends memory for copies, where these are wanted; they are made only if that costs no second look.
     """
-    if len({len(probe.lefts) for probe in probes}) == 1 and serves_lines(*grads):
-        copies = None if memory is None else [memory(grad.shape, grad) for grad in grads]
-        table, dtype = _at_once(grads, probes, copies), grads[0].dtype
+    copies = None
+    if memory is not None and serves_lines(*grads):
+        copies = [memory(grad.shape, grad) for grad in grads]
+    table, dtype = _at_once(grads, probes, copies), grads[0].dtype
+    if table is not None:
         arrivals = [Arrival(dtype, table, place) for place in range(len(grads))]
         for arrival, copy in zip(arrivals, copies or (), strict=copies is not None):
             arrival.copy = copy
@@ -166,11 +168,11 @@ def arrivals_of(
         groups.setdefault((_short, *key[1:3], False), []).extend(groups.pop(key))
     for (read, *_), indices in groups.items():
         own, directions = [grads[i].detach() for i in indices], [probes[i] for i in indices]
-        if read is None:
-            table = _at_once(own, directions)
+        table = _at_once(own, directions) if read is None else None
+        if table is not None:
             found.update({i: Arrival(grads[i].dtype, table, place) for place, i in enumerate(indices)})
             continue
-        squares, along = read(own, directions)
+        squares, along = (read or _short)(own, directions)
         for i, square, one in zip(indices, squares.unbind(), along.unbind(), strict=True):
             found[i] = Arrival.known(square, one, grads[i].dtype)
     return [found[i] for i in range(len(grads))]
@@ -178,8 +180,9 @@ def arrivals_of(
 
 def projections(tensors: Sequence[Tensor], probes: Sequence[Probe]) -> Sequence[Tensor]:
     """``⟨tensor, R⟩`` of each, ``[k]``."""
-    if tensors and len({len(probe.lefts) for probe in probes}) == 1 and serves_lines(*tensors):
-        return _at_once(tensors, probes)[1:].unbind(1)
+    table = _at_once(tensors, probes)
+    if table is not None:
+        return table[1:].unbind(1)
     return [probe.of(tensor) for tensor, probe in zip(tensors, probes, strict=True)]
 
 
@@ -199,13 +202,21 @@ def _way(grad: Tensor) -> tuple[Callable[[Sequence[Tensor], Sequence[Probe]], tu
     return (_matrices if grad.dim() > 1 and size // grad.shape[0] <= PART else None), False
 
 
-def _at_once(grads: Sequence[Tensor], probes: Sequence[Probe], copies: Sequence[Tensor] | None = None) -> Tensor:
-    """Squared norms and projections of gradients of any shape, each read once for a direction; float64 ``[1 + k, m]``."""
-    first, *others = (
-        readings(grads, [p.lefts[k] for p in probes], [p.rights[k] for p in probes], None if k else copies)
-        for k in range(len(probes[0].lefts))
-    )
-    return torch.cat([first, *(found[1:] for found in others)]) if others else first
+def _at_once(grads: Sequence[Tensor], probes: Sequence[Probe], copies: Sequence[Tensor] | None = None) -> Tensor | None:
+    """Squared norms and projections of gradients of any shape, each read once for a direction; float64 ``[1 + k, m]``.
+
+    None where the kernel cannot read them.
+    """
+    if not (available() and grads) or len({len(probe.lefts) for probe in probes}) > 1:
+        return None
+    found: list[Tensor] = []
+    for k in range(len(probes[0].lefts)):
+        lefts, rights = [probe.lefts[k] for probe in probes], [probe.rights[k] for probe in probes]
+        table = readings(grads, lefts, rights, None if k else copies)
+        if table is None:
+            return None
+        found.append(table[1:] if k else table)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _alike(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:

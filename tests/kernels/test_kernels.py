@@ -279,6 +279,25 @@ def test_readings(dtype, vector):
         assert_close(found[1].to(dtype), along, wide.norm() * left.double().norm() * right.double().norm())
 
 
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        torch.randn(6, 5).T,
+        torch.randn(5, 6).bfloat16(),
+        torch.randn(5, 6).double(),
+        torch.empty(0, 6),
+        torch.randn(5, 6, device="meta"),
+        torch.nn.Parameter(torch.randn(5, 6)),
+    ],
+    ids=["turned", "half", "double", "empty", "meta", "subclass"],
+)
+def test_matrices_that_the_kernel_cannot_read_are_left_alone(matrix):
+    copies = [anything((5, 6), torch.float32) for _ in range(2)]
+    lefts, rights = [torch.ones(5)] * 2, [torch.ones(6)] * 2
+    assert readings([torch.randn(5, 6), matrix], lefts, rights, copies) is None
+    assert all(copy.isnan().all() for copy in copies)
+
+
 def test_rows(dtype, vector):
     first, second = torch.randn(5, 2100, dtype=dtype)[:, 7:], torch.randn(5, 19, dtype=dtype)
     along_first, along_second = torch.randn(2093, dtype=dtype), torch.randn(19, dtype=dtype)
@@ -411,7 +430,8 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
         lambda: readings([x], [torch.ones(2)], [torch.ones(29)]),
         lambda: readings([x], [torch.ones(2)], [torch.ones(30).double()]),
         lambda: readings([x], [torch.ones(2)], [torch.ones(60)[::2]]),
-        lambda: readings([x.mT], [torch.ones(2)], [torch.ones(30)]),
+        lambda: readings([x], [torch.ones(2), torch.ones(2)], [torch.ones(30)]),
+        lambda: readings([x], [torch.ones(0)], [torch.ones(30)]),
         lambda: readings([x], [torch.ones(2)], [torch.ones(30)], [torch.empty(2, 30).double()]),
         lambda: readings([x], [torch.ones(2)], [torch.ones(30)], [torch.empty(2, 29)]),
         lambda: rows_read(*rows, memory, 0, (torch.empty(5, 6), torch.empty(7, 5).T)),
