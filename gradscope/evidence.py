@@ -175,6 +175,7 @@ def compare_sketches(steps: Sequence[MicroStep], records: Sequence[Measured], ne
     ])  # fmt: skip
 
 
+@np.errstate(all="ignore")
 def read_sketches(found: _Floats, order: Sequence[int], steps: int) -> _Floats:
     """``PLAIN`` numbers for each record, ``[S, P, 4]``.
 

@@ -147,6 +147,7 @@ def _records(pieces: Sequence[Piece]) -> list[Measured]:
     return [record for piece in pieces for record in piece.records]
 
 
+@np.errstate(all="ignore")
 def _share_out(pieces: Sequence[Piece], rows: _Floats) -> None:
     """To each micro-step its rows ``[P, 4]``, and what they say; all of them have parameters of the same kinds."""
     kinds = _kinds(pieces[0])

@@ -54,6 +54,7 @@ class NoSamples:
 Layout = BatchDim | Rows | NoSamples
 
 
+@np.errstate(all="ignore")
 def find_layout(
     plain: Tensor, tagged: Tensor, tags: Tensor, lead: torch.Size, candidates: list[int], dtype: torch.dtype
 ) -> Layout:

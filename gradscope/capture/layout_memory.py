@@ -45,6 +45,7 @@ class LayoutMemory:
         """The layout of calls of this kind, or None."""
         return self._known.get(key)
 
+    @np.errstate(all="ignore")
     def learn(self, key: Key, layout: Layout, rows: Tensor) -> bool:
         """Note a layout measured on rows' numbers ``[R, k]``; whether it is known from now on.
 
