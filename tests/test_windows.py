@@ -525,6 +525,43 @@ def test_a_parameter_that_was_frozen_since_is_in_nobodys_way_when_the_graph_is_k
             optimizer.zero_grad()
 
 
+class Impatient(nn.Module):
+    """Runs backward inside its own forward; its first layer is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.now = True
+
+    def forward(self, x):
+        y = self.second(torch.tanh(self.first(torch.tanh(self.first(x)))))
+        if self.now:
+            y.square().mean().backward()
+        return y
+
+
+@pytest.mark.parametrize("size", [(6, 4), (6, 3, 4)], ids=["rows", "positions"])
+def test_a_backward_inside_the_forward_misses_no_use_of_a_layer(size):
+    torch.manual_seed(3)
+    model, x = Impatient().double(), torch.randn(size, dtype=torch.float64)
+    single = copy.deepcopy(model)
+    single.now = False
+    parts = [torch.autograd.grad(single(one[None]).square().mean() / len(x), tuple(single.parameters())) for one in x]
+    found, optimizer = [torch.stack(column) for column in zip(*parts, strict=True)], sgd(model, lr=0.0)
+    with gradscope.watch(model, optimizer) as scope:
+        # Windows that begin and end as usual first, so that layouts are known.
+        for now in (False, False, True, True, False):
+            model.now = now
+            y = model(x)
+            if not now:
+                y.square().mean().backward()
+            optimizer.step()
+            report = scope.report(last=1)
+            assert_total(report, found)
+            assert {coverage.status for coverage in report.coverage.values()} == {"exact"}
+            optimizer.zero_grad()
+
+
 def test_saliency_of_a_forward_of_its_own_adds_no_samples():
     model, x = net(), samples()
     optimizer = sgd(model)

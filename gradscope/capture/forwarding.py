@@ -211,7 +211,7 @@ class Forwarding:
             call.key = (count, len(shape), training, samples)
             known = plan.layouts.known((graph, call.key))
             if type(known) is BatchDim:
-                call.layout = known
+                call.likely = known
             else:
                 self._ask_graph(forward, call, Made(node, number, shape))
             # Queries, keys and values read the same tensor.
@@ -332,8 +332,8 @@ class Forwarding:
         """
         if forward.graph == graph and not forward.second and set(forward.uses.values()) <= _ONCE:
             for call in forward.prompt:
-                if call.by_operators or call.plan.layouts.negligible:
-                    call.layout = None
+                if not (call.by_operators or call.plan.layouts.negligible):
+                    call.layout = call.likely
             return
         for call in forward.prompt:
             call.prepare()

@@ -39,11 +39,13 @@ class PromptCall(Call):
     """One call of a layer with a rule in a forward that is like those before it; whatever is not goes the longer way.
 
     Attributes:
-        layout: which row of its output is whose, where that is known and this is its parameters' only call; else None.
+        likely: which row of its output is whose, if the graph looks as the last one did; None where that is not known.
+        layout: the same, once the forward has ended, where this is its parameters' only call; else None.
         own: the layer's parameters that ask for a gradient, by local name.
         taken: what was read of them.
     """
 
+    likely: BatchDim | None = None
     layout: BatchDim | None = None
     taken: Taken | None = None
     key: tuple[object, ...] = ()
@@ -58,7 +60,7 @@ class PromptCall(Call):
 
     def prepare(self) -> None:
         """The forward has ended: whether anything about this call is unusual."""
-        self.layout, layouts, forward = None, self.plan.layouts, self.forward
+        layouts, forward = self.plan.layouts, self.forward
         known = layouts.known((forward.graph, self.key))
         if type(known) is not BatchDim or layouts.negligible or self.by_operators:
             return
