@@ -58,7 +58,7 @@ class OpenWindow(Closing):
 
     def _forget(self) -> None:
         self.steps: list[MicroStep] = []
-        #: A backward's arrival, where that is all that the gradient holds.
+        #: A backward's arrival where that is all that the gradient holds, so that no view need be made of its table.
         self.grad_sq: dict[int, Tensor | Arrival] = {}
         self.grads: dict[int, Tensor] = {}
         self.weighed: dict[int, Tensor] = {}
@@ -158,18 +158,19 @@ class OpenWindow(Closing):
             leaf.pending = leaf.sharded
             if not first and not leaf.pending:
                 self.problems[leaf.index] = "its .grad is gone after backward (an optimizer that steps inside it?)"
-            self.grad_sq[leaf.index] = arrival
+            self.grad_sq[leaf.index] = arrival.squared_norm
             if self.moments and arrival.fresh is not None:
                 self.grads[leaf.index] = dense(arrival.fresh)
             return
         leaf.pending = False
-        leaf.version, leaf.added = grad._version, arrival
+        leaf.version, leaf.added = grad._version, arrival.squared_norm
         if first and leaf.hooked and leaf.baseline is None and not self.shared:
             self._compare_stored(leaf, grad.detach(), arrival)
         if leaf.baseline is not None:
             grad = grad.detach() - leaf.baseline
         exact = first and arrival.times == 1 and leaf.baseline is None and grad.dtype == arrival.dtype
-        self.grad_sq[leaf.index] = arrival if exact else squared_norm(grad.detach())
+        # Not the arrival itself, which may hold a copy of the gradient.
+        self.grad_sq[leaf.index] = arrival.squared_norm if exact else squared_norm(grad.detach())
         if self.moments and exact and arrival.copy is not None:
             self.grads[leaf.index], arrival.copy = arrival.copy, None
         elif self.moments:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
-from operator import attrgetter, is_
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +16,6 @@ from gradscope.evidence import read
 from gradscope.judgement import Judged, judge
 from gradscope.moments.arrival import Arrival
 from gradscope.moments.microstep import MicroStep, coarsest
-
-_ARRIVAL = attrgetter("arrival")
 
 
 class Right(NamedTuple):
@@ -100,7 +97,8 @@ class Piece:
 
     def holds(self, grad_sq: Mapping[int, Tensor | Arrival]) -> bool:
         """Whether these are numbers in ``rows`` already: nothing else has been added to the gradient."""
-        same = map(is_, map(grad_sq.get, self.indices), map(_ARRIVAL, self.records))
+        pairs = zip(map(grad_sq.get, self.indices), self.records, strict=True)
+        same = (one.arrival is not None and one.arrival.is_measured_by(found) for found, one in pairs)
         return len(grad_sq) == len(self.indices) and all(same)
 
 

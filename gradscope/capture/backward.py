@@ -12,7 +12,7 @@ from gradscope.capture.forward import Forward
 from gradscope.capture.hook import Hook
 from gradscope.capture.tagging import settle_signed
 from gradscope.contributions import Probe
-from gradscope.moments.arrival import Arrival, arrivals_of, projections
+from gradscope.moments.arrival import Arrival, arrivals_of, projections, size_of
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep, coarsest, joined
 
@@ -117,7 +117,7 @@ class Backward:
             beside = before._is_view()
             if bool((before != 0).any()):
                 self.touched |= set() if beside else {leaf.index}
-            elif not beside or bool(leaf.added is not None and leaf.added.squared_norm != 0):
+            elif not beside or bool(leaf.added is not None and size_of(leaf.added) != 0):
                 # zero_grad(set_to_none=False)
                 self.restarted.add(leaf.index)
                 leaf.baseline = None

@@ -79,6 +79,10 @@ class Arrival:
             self._probe = self.table[1:, self.place]
         return self._probe
 
+    def is_measured_by(self, value: Tensor | Arrival | None) -> bool:
+        """Whether that is its own ``‖fresh‖²``, not another number that is as large."""
+        return value is self or (value is not None and value is self._squared_norm)
+
     @classmethod
     def of(cls, grad: Tensor, probe: Probe, *, keep: bool = False) -> Arrival:
         """The numbers of a gradient, and a copy of it on request."""

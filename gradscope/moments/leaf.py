@@ -26,7 +26,7 @@ class Leaf:
         hooked: a hook of the user's own comes after ours.
         baseline: what ``.grad`` held when the window began, where that was not zero.
         live: the tensor that the model's graph holds: the parameter itself, or what ``fully_shard`` gathered of it.
-        added: what the newest backward added that reached it.
+        added: ``‖fresh‖²`` of the newest backward that reached it, or the arrival that it is of.
         pending: something arrived that ``fully_shard`` has not reduced into ``.grad`` yet.
         watched: hooks of ours hang on it.
         in_turn: one of several watched optimizers steps it, so that it may be frozen while another has its turn.
@@ -49,7 +49,7 @@ class Leaf:
         self.pending = False
         self.watched = False
         self.in_turn = False
-        self.added: Arrival | None = None
+        self.added: Tensor | Arrival | None = None
         self.probe: Probe | None = None
         self.full: Probe | None = None
         self.version: int | None = None
