@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ def shares(steps: Sequence[MicroStep]) -> tuple[Tensor, float, tuple[str, ...] |
         return torch.empty(0, dtype=torch.float64), 1.0, None
     if all(step.weights is None and step.ids is None for step in steps):
         n = sum(step.samples for step in steps)
-        return _all_alike(n), 1.0 / n, None
+        return torch.full((n,), 1.0 / n, dtype=torch.float64), 1.0 / n, None
     whole = torch.cat(
         [torch.ones(step.samples, dtype=torch.float64) if step.weights is None else step.weights for step in steps]
     )
@@ -65,12 +64,6 @@ def shares(steps: Sequence[MicroStep]) -> tuple[Tensor, float, tuple[str, ...] |
     if all(step.ids is None for step in steps):
         return share, v2, None
     return share, v2, tuple(name for step in steps for name in (step.ids or [""] * step.samples))
-
-
-@lru_cache(maxsize=16)
-def _all_alike(samples: int) -> Tensor:
-    """Their shares; nobody writes to them."""
-    return torch.full((samples,), 1.0 / samples, dtype=torch.float64)
 
 
 def weighed_by_adam(grad: Tensor, steps: Sequence[MicroStep], index: int, adam: AdamState) -> Tensor | None:
