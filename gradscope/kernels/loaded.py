@@ -90,6 +90,8 @@ def addresses(directions: tuple[Tensor, Tensor], sizes: tuple[int, int], like: T
     """Where two directions lie, of these sizes and contiguous."""
     for direction, size in zip(directions, sizes, strict=True):
         fits = direction.numel() == size and direction.is_contiguous() and direction.dtype == like.dtype
+        # A model that was moved since leaves its directions where it was.
+        fits = fits and direction.is_cpu
         check(fits, f"directions of {size} numbers", direction.shape)
     return directions[0].data_ptr(), directions[1].data_ptr()
 

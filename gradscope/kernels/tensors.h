@@ -142,10 +142,11 @@ static PyObject *serves_lines(PyObject *self, PyObject *tensors)
     return all_served(tensors, 1);
 }
 
-/* Whether it is contiguous, of this dtype, and of so many numbers; raises nothing where it is not. */
+/* Whether it is contiguous, on a CPU, of this dtype, and of so many numbers; raises nothing where it is not. */
 static int lies_in_line(PyObject *tensor, PyObject *dtype, ptrdiff_t count)
 {
-    return has(tensor, names.dtype, dtype) == 1 && says(tensor, names.is_contiguous) == 1 && count_of(tensor, names.numel) == count;
+    return has(tensor, names.dtype, dtype) == 1 && has(tensor, names.is_cpu, Py_True) == 1
+        && says(tensor, names.is_contiguous) == 1 && count_of(tensor, names.numel) == count;
 }
 
 /* Refuse what a kernel would read or write beyond its memory. */
