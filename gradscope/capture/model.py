@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
@@ -144,7 +144,7 @@ def find_ignored(model: Module, leaves: Iterable[Leaf], ignore: Iterable[str | M
     return frozenset(ignored)
 
 
-_PARAMETERS, _MODULES = attrgetter("_parameters"), attrgetter("_modules")
+_PARAMETERS, _MODULES, _VALUES = attrgetter("_parameters"), attrgetter("_modules"), methodcaller("values")
 
 
 class Structure:
@@ -161,7 +161,7 @@ class Structure:
     def _look(self) -> list[int]:
         # Without a loop of ours: this is done at each step.
         own = map(_PARAMETERS, self._modules), map(_MODULES, self._modules)
-        return list(map(id, chain.from_iterable(map(dict.values, chain(*own)))))
+        return list(map(id, chain.from_iterable(map(_VALUES, chain(*own)))))
 
     @property
     def unchanged(self) -> bool:
