@@ -49,7 +49,6 @@ class Arrival:
     copy: Tensor | None = None
     stored: int | None = None
 
-    on_cuda = False
     _squared_norm: Tensor | None = None
     _probe: Tensor | None = None
 
@@ -58,12 +57,17 @@ class Arrival:
 
         Args:
             dtype: of the gradient.
-            table: ``‖fresh‖²`` and ``⟨fresh, R⟩`` along k directions, float64 ``[1 + k, m]``, on the CPU.
+            table: ``‖fresh‖²`` and ``⟨fresh, R⟩`` along k directions, float64 ``[1 + k, m]``, on the gradients' device.
             place: which of them it is.
         """
         self.dtype = dtype
         self.table = table
         self.place = place
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether it lies on a GPU."""
+        return (self.table if self._squared_norm is None else self._squared_norm).is_cuda
 
     @property
     def squared_norm(self) -> Tensor:
@@ -97,7 +101,7 @@ class Arrival:
     def known(cls, square: Tensor, along: Tensor, dtype: torch.dtype) -> Arrival:
         """One whose numbers were found alone."""
         arrival = cls.__new__(cls)
-        arrival.dtype, arrival.on_cuda = dtype, square.is_cuda
+        arrival.dtype = dtype
         arrival._change(square, along)
         return arrival
 
@@ -129,10 +133,11 @@ def size_of(value: Tensor | Arrival) -> Tensor:
 def found_together(arrivals: Sequence[Arrival]) -> Tensor | None:
     """``‖fresh‖²`` and ``⟨fresh, R⟩`` of all of them, float64 ``[2, m]``.
 
-    None where some were found alone, or looked at along several directions.
+    None where some were found alone, or looked at along several directions, or lie on several devices.
     """
     tables = {id(arrival.table): arrival.table for arrival in arrivals}
-    if id(_ALONE) in tables or any(table.shape[0] != 2 for table in tables.values()):
+    alike = {(table.shape[0], table.device) for table in tables.values()}
+    if id(_ALONE) in tables or len(alike) > 1 or next(iter(tables.values())).shape[0] != 2:
         return None
     starts = accumulate((table.shape[1] for table in tables.values()), initial=0)
     start = dict(zip(tables, starts, strict=False))
@@ -163,8 +168,8 @@ def arrivals_of(
     found: dict[int, Arrival] = {}
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, (grad, probe) in enumerate(zip(grads, probes, strict=True)):
-        read, at_once = _way(grad) if len(probe.lefts) == 1 else (None, False)
-        if read is None and not at_once:
+        read = _way(grad) if len(probe.lefts) == 1 else None
+        if read is None:
             found[i] = Arrival.of(grad, probe)
         else:
             groups.setdefault((read, grad.dtype, grad.device, read is _alike and grad.shape[0]), []).append(i)
@@ -172,13 +177,9 @@ def arrivals_of(
         groups.setdefault((_short, *key[1:3], False), []).extend(groups.pop(key))
     for (read, *_), indices in groups.items():
         own, directions = [grads[i].detach() for i in indices], [probes[i] for i in indices]
-        table = _at_once(own, directions) if read is None else None
-        if table is not None:
-            found.update({i: Arrival(grads[i].dtype, table, place) for place, i in enumerate(indices)})
-            continue
-        squares, along = (read or _short)(own, directions)
-        for i, square, one in zip(indices, squares.unbind(), along.unbind(), strict=True):
-            found[i] = Arrival.known(square, one, grads[i].dtype)
+        together = read(own, directions)
+        for place, i in enumerate(indices):
+            found[i] = Arrival(grads[i].dtype, together, place)
     return [found[i] for i in range(len(grads))]
 
 
@@ -190,20 +191,28 @@ def projections(tensors: Sequence[Tensor], probes: Sequence[Probe]) -> Sequence[
     return [probe.of(tensor) for tensor, probe in zip(tensors, probes, strict=True)]
 
 
-def _way(grad: Tensor) -> tuple[Callable[[Sequence[Tensor], Sequence[Probe]], tuple[Tensor, Tensor]] | None, bool]:
-    """How a gradient is read together with others, and whether the kernel does; neither where it is read alone."""
+def _way(grad: Tensor) -> Callable[[Sequence[Tensor], Sequence[Probe]], Tensor] | None:
+    """How a gradient is read together with others along a single direction, ``[2, m]``; None where it is read alone."""
     if grad.layout is not torch.strided or grad.dtype not in (torch.float32, torch.float64) or not grad.is_contiguous():
-        return None, False
+        return None
     size = grad.numel()
     if not size:
-        return None, False
+        return None
     if serves(grad):
-        return None, True
+        return _served
     if grad.dim() == 1 and size <= VECTOR:
-        return _alike, False
+        return _alike
     if grad.dim() and size <= SHORT:
-        return _short, False
-    return (_matrices if grad.dim() > 1 and size // grad.shape[0] <= PART else None), False
+        return _short
+    return _matrices if grad.dim() > 1 and size // grad.shape[0] <= PART else None
+
+
+def _served(grads: Sequence[Tensor], probes: Sequence[Probe]) -> Tensor:
+    """Those of which it is known that the kernel can read them."""
+    table = _at_once(grads, probes)
+    if table is None:
+        raise RuntimeError("the kernel does not read what it serves")
+    return table
 
 
 def _at_once(grads: Sequence[Tensor], probes: Sequence[Probe], copies: Sequence[Tensor] | None = None) -> Tensor | None:
@@ -223,25 +232,25 @@ def _at_once(grads: Sequence[Tensor], probes: Sequence[Probe], copies: Sequence[
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _alike(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
-    """Squared norms, float64, and projections of vectors of one length."""
+def _alike(grads: Sequence[Tensor], probes: Sequence[Probe]) -> Tensor:
+    """Squared norms and projections of vectors of one length."""
     table = torch.stack(list(grads))
     lengths: Tensor = torch.linalg.vector_norm(table, dim=1)
-    along = table.mul_(torch.stack([probe.lefts[0] for probe in probes])).sum(1, keepdim=True)
-    return lengths.double().square_(), along
+    along = table.mul_(torch.stack([probe.lefts[0] for probe in probes])).sum(1)
+    return torch.stack([lengths.double().square_(), along.double()])
 
 
-def _short(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
+def _short(grads: Sequence[Tensor], probes: Sequence[Probe]) -> Tensor:
     """The same of gradients that are short enough for one product to keep its digits."""
     squares, along = [], []
     for grad, probe in zip(grads, probes, strict=True):
         flat, left, right = grad.view(-1), probe.lefts[0], probe.rights[0]
         squares.append(flat.dot(flat))
         along.append(flat.dot(left) if right.shape[0] == 1 else left.dot(grad.view(left.shape[0], -1).mv(right)))
-    return torch.stack(squares).double(), torch.stack(along).unsqueeze(1)
+    return torch.stack([torch.stack(squares), torch.stack(along)]).double()
 
 
-def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
+def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> Tensor:
     """The same of larger ones, a few rows at a time: the second look finds in cache what the first one has read."""
     squares, along = [], []
     for grad, probe in zip(grads, probes, strict=True):
@@ -251,4 +260,4 @@ def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> tuple[Tensor,
         sizes, parts = zip(*found, strict=True)
         squares.append(sizes[0] if len(sizes) == 1 else torch.stack(sizes).sum())
         along.append(left.dot(parts[0] if len(parts) == 1 else torch.cat(parts)))
-    return torch.stack(squares), torch.stack(along).unsqueeze(1)
+    return torch.stack([torch.stack(squares), torch.stack(along).double()])
