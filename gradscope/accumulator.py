@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gradscope.closing import Closing
+from gradscope.closing import Closing, smallest
 from gradscope.contributions.precision import squared_norm
 from gradscope.contributions.workspace import Workspace
 from gradscope.coverage import Coverage
@@ -48,6 +48,7 @@ class OpenWindow(Closing):
         self._ways: list[Sequence[Coverage]] = [()]
         self._measured = [(), ()]
         self.places = {leaf.info.name: leaf.index for leaf in leaves}
+        self.least = [smallest(leaf) for leaf in leaves]
         self.begin()
 
     def begin(self) -> None:

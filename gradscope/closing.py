@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradscope.columns import CoverageColumns, SumColumns
@@ -13,7 +14,7 @@ from gradscope.coverage import STATUSES, Coverage
 from gradscope.judgement import Judged
 from gradscope.moments.arrival import Arrival
 from gradscope.moments.leaf import Leaf
-from gradscope.moments.microstep import MicroStep, coarsest
+from gradscope.moments.microstep import Measured, MicroStep, coarsest
 from gradscope.trust import Trust
 from gradscope.verdicts import Verdicts, verdicts
 from gradscope.window import ParameterSums, Window
@@ -26,6 +27,21 @@ NEVER_WHOLE = (
 UNSEEN = Coverage("not measured")
 _NAN = float("nan")
 NOT_ITS_TURN = "it was frozen in this window, which is another optimizer's"
+VANISHING = (
+    "its gradient is so small that squares of its elements are no numbers of their precision any more: multiply the loss by "
+    "a power of two (a GradScaler does), or train in double precision"
+)
+#: Mean square of a contribution's elements from which on sums of squares keep their digits, over the smallest number that is
+#: stored with all of its digits. What is multiplied on the way may be a hundred times smaller than what comes of it.
+ROOM = 1e3
+
+
+def smallest(leaf: Leaf) -> float:
+    """``‖hᵢ‖²`` of one parameter, averaged over samples, from which on sums of squares keep their digits."""
+    parameter = leaf.parameter
+    # Half precision is squared in single.
+    dtype = torch.float32 if parameter.dtype in (torch.float16, torch.bfloat16) else parameter.dtype
+    return ROOM * torch.finfo(dtype).tiny * leaf.info.numel
 
 
 class Closing:
@@ -58,6 +74,8 @@ class Closing:
     notices: list[str]
     trust: Trust
     newest: bool
+    #: By parameter index what is ``smallest``.
+    least: Sequence[float]
     #: How the parameters of the last window were covered.
     _ways: list[Sequence[Coverage]]
     #: Some ways, and whether each is one of being measured.
@@ -91,9 +109,12 @@ class Closing:
         share, v2, ids = shares(self.steps)
         if self.newest:
             bring_norms(self.steps)
-        everything = {leaf.index: found.of(leaf.index) for leaf in self.leaves} if found.signed else {}
+        lost = self._vanishing(found)
+        # What is wrong with a gradient that vanishes is no fault of its attribution.
+        looked_at = [leaf.index for leaf in self.leaves if leaf.index not in lost] if found.signed else []
+        everything = {index: found.of(index) for index in looked_at}
         self.trust.remember(index, everything, found.guarded)
-        ways, errors, own_sq = self._judged(found)
+        ways, errors, own_sq = self._judged(found, lost)
         if ways == self._ways[0]:
             # One object for all windows that were covered alike.
             ways = self._ways[0]
@@ -116,10 +137,10 @@ class Closing:
     def _frozen(self) -> frozenset[int]:
         return frozenset(leaf.index for leaf in self.leaves if not leaf.parameter.requires_grad)
 
-    def _judged(self, found: Verdicts) -> tuple[Sequence[Coverage], Sequence[float], Sequence[float]]:
+    def _judged(self, found: Verdicts, lost: set[int]) -> tuple[Sequence[Coverage], Sequence[float], Sequence[float]]:
         """Per parameter: how it is covered, the error, and ``Σ‖hᵢ‖²`` times the scale squared."""
         count, right = len(self.leaves), found.right
-        aside = self.problems.keys() | (self._frozen() if self.frozen is None else self.frozen)
+        aside = lost | self.problems.keys() | (self._frozen() if self.frozen is None else self.frozen)
         if aside:
             right = right.of_only([index not in aside for index in right.indices])
         doubtful = self.trust.explained(right.indices, right.squares, right.bounds)
@@ -132,11 +153,29 @@ class Closing:
             ways[index], errors[index], own_sq[index] = way, error, own
         for index in doubtful | (set(range(count)) - set(right.indices)):
             leaf, judged = self.leaves[index], found.of(index)
-            one = self._cover(leaf, judged)
+            one = self._cover(leaf, judged, vanishes=index in lost)
             leaf.mismatched = one.status == "mismatch"
             ways[index], errors[index] = one, one.error
             own_sq[index] = sum(part.own_sq for part in judged if part is not None)
         return ways, errors, own_sq
+
+    def _vanishing(self, found: Verdicts) -> set[int]:
+        """Parameters whose gradients have squares that are too small for their precision; zero itself is not."""
+        samples, right, lost = sum(step.samples for step in self.steps), found.right, set[int]()
+        own_sq = dict(zip(right.indices, right.own_sq, strict=True))
+        for index, total in found.grad_sq.items() if self.least else ():
+            least, own = samples * self.least[index], own_sq.get(index, _NAN)
+            # A sum of n contributions is up to n times as large, squared, as they are together.
+            if own >= least or total >= samples * least:
+                continue
+            if index not in own_sq:
+                own = sum(part.own_sq for part in found.of(index) if part is not None)
+                # Where something is withheld already, the sum has to tell.
+                if not (own < least if own == own else total < least):
+                    continue
+            if any(_is_something(step.measured[index]) for step in self.steps if index in step.measured):
+                lost.add(index)
+        return lost
 
     def _columns(
         self, ways: Sequence[Coverage], own_sq: Sequence[float], grad_sq: Mapping[int, float], scale: float, v2: float
@@ -158,7 +197,7 @@ class Closing:
         found = sum_columns(self.places, shown, totals, own_sq, full, scale)
         return found if self.newest else found.bare()
 
-    def _cover(self, leaf: Leaf, parts: Sequence[Judged | None]) -> Coverage:
+    def _cover(self, leaf: Leaf, parts: Sequence[Judged | None], *, vanishes: bool = False) -> Coverage:
         if leaf.ignored:
             return Coverage("not measured", reason=leaf.ignored)
         if leaf.index in self.frozen if self.frozen is not None else not leaf.parameter.requires_grad:
@@ -171,6 +210,8 @@ class Closing:
         known = [part.coverage for part in parts if part is not None]
         if not known:
             return Coverage("not measured", reason="its gradient came without a forward that was seen")
+        if vanishes:
+            return Coverage("not measured", known[0].rule, VANISHING)
         worst = known[0] if len(known) == 1 else max(known, key=lambda one: STATUSES.index(one.status))
         if worst.measured and worst.status != "estimated" and leaf.index in self.trust.distrusted:
             return Coverage("mismatch", worst.rule, self.trust.distrusted[leaf.index], worst.error)
@@ -184,3 +225,9 @@ class Closing:
             return worst
         reason = next((one.reason for one in known if one.status == worst.status and one.reason), worst.reason)
         return Coverage(worst.status, worst.rule, reason, max(errors, default=worst.error))
+
+
+def _is_something(record: Measured) -> bool:
+    """Whether something that is not zero reached a parameter, seen on numbers that are not squares."""
+    looks = (record.probes, record.signed_probe, None if record.arrival is None else record.arrival.probe)
+    return any(bool(look.any()) for look in looks if look is not None)

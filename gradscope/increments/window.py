@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.accumulator import OpenWindow
+from gradscope.closing import VANISHING
 from gradscope.coverage import Coverage
 from gradscope.increments.increment import Increment
 from gradscope.judgement import Judged
@@ -64,6 +65,10 @@ class IncrementWindow(OpenWindow):
             self.notices.append("one micro-step: counted, but in no mean and no interval")
         known = self._totals_and_parts()
         coverage = {leaf.info.name: self._cover(leaf, [self._made(leaf)]) for leaf in self.leaves}
+        for leaf in self.leaves:
+            total = known.get(leaf.index, [0.0])[0]
+            if 0 < total < share.numel() * self.least[leaf.index] and coverage[leaf.info.name].measured:
+                coverage[leaf.info.name] = Coverage("not measured", RULE, VANISHING)
         sums = self._sums(known, coverage, share, v2, scale)
         return Window(
             index=index,
