@@ -181,7 +181,6 @@ def test_the_users_hooks_on_parameters_and_calls_see_what_they_saw():
     assert_bitwise(observed(True, spy_on_leaves_and_calls), observed(False, spy_on_leaves_and_calls))
 
 
-@pytest.mark.xfail(reason="an inner backward over the same graph runs them once more", strict=True)
 def test_the_users_hooks_on_outputs_see_what_they_saw():
     assert_bitwise(observed(True, spy_on_outputs), observed(False, spy_on_outputs))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -68,6 +69,7 @@ class Forward:
         interacting: those parameters among them after which samples interact.
         uncovered: per parameter index, why one of its uses cannot be described.
         seen: weak references to outputs, whose retained gradients the inner backward must not touch.
+        hung: hooks on layers' and the model's outputs, where some of the user's own may hang too.
         frontier: the autograd node and output number of the last call with a batch dimension, until the forward ends.
         differentiated: its gradients were taken with ``create_graph``, and may be part of the loss.
         distinct: whether the tags tell every sample from every other (random signs do not).
@@ -124,6 +126,7 @@ class Forward:
         self.noted: list[Noted] = []
         self.prompt: list[PromptCall] = []
         self.seen: list[weakref.ref[Tensor]] = []
+        self.hung: list[weakref.ref[OrderedDict[int, Any]]] = []
         self.uncovered: dict[int, str] = {}
         self.mixing: list[str] = []
         self.mixed: list[str] = []

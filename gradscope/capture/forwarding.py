@@ -177,7 +177,7 @@ class Forwarding:
 
     def _hook_call(self, plan: Plan, forward: Forward, args: tuple[Any, ...], output: Tensor) -> None:
         call = Call(self.recorder, plan, forward, Kept(args), ())
-        hang(output, self.recorder.shielded(call.on_grad))
+        forward.hung.append(hang(output, self.recorder.shielded(call.on_grad)))
         if call.rule.saved is not None and kept_plainly(output):
             call.saved = call.rule.saved(output)
         device = output.device.type
@@ -281,7 +281,7 @@ class Forwarding:
             forward.recomputed.append(call)
         for which, tensor in enumerate(outputs_of(output)):
             if tensor.requires_grad:
-                tensor.register_hook(self.recorder.shielded(_Numbered(call.on_grad, which)))
+                forward.hung.append(hang(tensor, self.recorder.shielded(_Numbered(call.on_grad, which))))
         return output if len(tensors) > 1 else None
 
     def after_model(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -304,7 +304,7 @@ class Forwarding:
                 forward.ambiguous |= len(shape) == 3 and shape[0] == shape[1] == forward.samples > 1
                 hook = OutputHook(self.recorder, forward, forward.outputs, tensor.output_nr, where)
                 forward.outputs += 1
-                hang_first(tensor, self.recorder.shielded(hook.on_grad))
+                forward.hung.append(hang_first(tensor, self.recorder.shielded(hook.on_grad)))
         if not forward.outputs and forward.frontier is not None:
             node, number = forward.frontier
             hook = OutputHook(self.recorder, forward, 0, number, dim)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from time import perf_counter
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
+from torch.nn.modules import module as every_module
 from torch.overrides import has_torch_function_unary
 from torch.utils.checkpoint import _StopRecomputationError
 
@@ -96,15 +98,39 @@ class Shielded(Hook):
 leave_uncompiled(Shielded.__call__.__code__, callees=True)
 
 
-def hang(tensor: Tensor, hook: Hook) -> None:
-    """``tensor.register_hook(hook)`` without the handle, which takes most of the time that registering takes."""
-    node = tensor.grad_fn
-    if tensor._backward_hooks is not None or node is None or has_torch_function_unary(tensor):
+def hang(tensor: Tensor, hook: Hook) -> weakref.ref[OrderedDict[int, Any]]:
+    """``tensor.register_hook(hook)`` without the handle, which takes most of the time that registering takes.
+
+    Returns:
+        All hooks on the tensor, those to come included. The graph has them, whatever becomes of the tensor.
+    """
+    node, hooks = tensor.grad_fn, tensor._backward_hooks
+    if hooks is None and node is not None and not has_torch_function_unary(tensor):
+        # As torch does it, but for the number: handles count from 0.
+        hooks = tensor._backward_hooks = OrderedDict({id(hook): hook})
+        node._register_hook_dict(tensor)
+    else:
         tensor.register_hook(hook)
-        return
-    # As torch does it, but for the number: handles count from 0.
-    tensor._backward_hooks = OrderedDict({id(hook): hook})
-    node._register_hook_dict(tensor)
+        hooks = tensor._backward_hooks
+    return weakref.ref(hooks)  # type: ignore[arg-type]
+
+
+def hooks_of_others(model: torch.nn.Module, hung: Iterable[weakref.ref[OrderedDict[int, Any]]]) -> str:
+    """Where hooks of the user's own hang that a second backward would call once more; empty where there are none.
+
+    Args:
+        model: the watched model.
+        hung: hooks on the outputs of its layers, as ``hang`` returns them.
+    """
+    if every_module._global_backward_hooks or every_module._global_backward_pre_hooks:
+        return "all modules"
+    for name, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            return f"{name!r}" if name else "the model"
+    for hooks in filter(None, (ref() for ref in hung)):
+        if any(not isinstance(hook, Hook) for hook in hooks.values()):
+            return "the output of a layer"
+    return ""
 
 
 #: Called with a model that is about to be watched: who watches models that nobody told it to lets go of them.

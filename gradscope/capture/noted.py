@@ -47,7 +47,7 @@ def note(
         forward.rows += rows
         if rule.saved is not None:
             call.saved = rule.saved(output)
-        hang(output, Shielded(call.on_grad, recorder))
+        forward.hung.append(hang(output, Shielded(call.on_grad, recorder)))
         made = (output.grad_fn, output.output_nr, output.shape)
         forward.noted.append((call, x, x.grad_fn, x._version, weakref.ref(output), *made))
     return True

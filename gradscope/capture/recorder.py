@@ -67,6 +67,8 @@ class Recorder:
         self.functional: set[int] = set()
         #: Shapes of graphs whose layouts were measured.
         self.graphs: set[object] = set()
+        #: Shapes of graphs whose last inner backward was refused; guard windows try again.
+        self.refused: set[object] = set()
         #: That of the last forward.
         self.graph: object = None
         self.same_samples: bool | None = None
@@ -350,7 +352,11 @@ class Recorder:
     def _note_graphs(self, forwards: list[Forward]) -> None:
         """In which graphs all layouts are known now, or cannot be measured."""
         for forward in forwards:
-            if forward.done and forward.unsettled and not forward.tag_error:
+            if forward.tag_error:
+                self.refused.add(forward.graph)
+            elif forward.tags is not None:
+                self.refused.discard(forward.graph)
+            if forward.done and forward.unsettled and forward.graph not in self.refused:
                 self.graphs.discard(forward.graph)
             elif forward.done and (forward.distinct or forward.tag_error):
                 self.graphs.add(forward.graph)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +15,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import Module
 
 from gradscope.capture.forward import Forward
-from gradscope.capture.hook import Hook, hang
+from gradscope.capture.hook import Hook, hang, hooks_of_others
 from gradscope.contributions.precision import squared_norm
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
@@ -92,6 +94,10 @@ class OutputHook:
 
     def _run(self, grad: Tensor) -> None:
         recorder, forward = self.recorder, self.forward
+        others = "" if recorder.options.second_pass else hooks_of_others(recorder.model, forward.hung)
+        if others:
+            forward.tag_error = f"a backward hook of your own on {others} would run once more; second_pass=True lets it"
+            return
         if forward.tags is None:
             # Signs leave out one of an odd number of samples, whose share through a later output could not be told.
             forward.distinct = forward.wants_tags or recorder.guarding or forward.outputs > 1
@@ -191,17 +197,17 @@ def register_first(tensor: Tensor, hook: Callable[..., Any]) -> Any:
     return handle
 
 
-def hang_first(tensor: Tensor, hook: Hook) -> None:
-    """The same for a hook that stays as long as the tensor."""
+def hang_first(tensor: Tensor, hook: Hook) -> weakref.ref[OrderedDict[int, Any]]:
+    """The same for a hook that stays as long as the tensor; returns what ``hang`` does."""
     hooks = tensor._backward_hooks
-    if hooks:
-        # torch goes through them in the order in which they came in, whatever an OrderedDict was told since.
-        earlier = dict(hooks)
-        hooks.clear()
-        hooks[id(hook)] = hook
-        hooks.update(earlier)
-    else:
-        hang(tensor, hook)
+    if not hooks:
+        return hang(tensor, hook)
+    # torch goes through them in the order in which they came in, whatever an OrderedDict was told since.
+    earlier = dict(hooks)
+    hooks.clear()
+    hooks[id(hook)] = hook
+    hooks.update(earlier)
+    return weakref.ref(hooks)  # type: ignore[arg-type]
 
 
 class user_hooks_lifted:  # noqa: N801 - used as a context manager, like those of torch

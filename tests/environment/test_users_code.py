@@ -78,6 +78,43 @@ def test_hooks_on_layers_that_change_inputs_and_outputs_are_part_of_the_model(wh
             assert_agrees(scope.last, expected)
 
 
+def look_at_outputs(model, seen):
+    model[0].register_forward_hook(lambda module, inputs, output: output.register_hook(seen.append) and None)
+
+
+def look_at_modules(model, seen):
+    model[1].register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
+
+
+@pytest.mark.parametrize("second_pass", [False, True])
+@pytest.mark.parametrize("look", [look_at_outputs, look_at_modules])
+def test_backward_hooks_run_as_often_as_they_would(look, second_pass):
+    """A list that grows by one a step stays one, also in windows that would look through the graph twice."""
+    model, seen, counts = net(), [], []
+    look(model, seen)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, optimizer, second_pass=second_pass) as scope:
+        for _ in range(18):
+            mean_square(model(samples())).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            counts.append(len(seen))
+            seen.clear()
+            assert_all(scope.last)
+            assert_agrees(scope.last, plain())
+        report = scope.report()
+    said = [text for text in report.warnings if "hook of your own" in text]
+    if second_pass:
+        # The first window, and one of sixteen, were guarded.
+        assert counts[0] > 1
+        assert counts.count(1) >= 14
+        assert not said
+    else:
+        assert counts == [1] * 18
+        assert len(said) == 1
+        assert "second_pass=True" in said[0]
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------------
 
 
