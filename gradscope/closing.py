@@ -210,9 +210,9 @@ class Closing:
         known = [part.coverage for part in parts if part is not None]
         if not known:
             return Coverage("not measured", reason="its gradient came without a forward that was seen")
-        if vanishes:
-            return Coverage("not measured", known[0].rule, VANISHING)
         worst = known[0] if len(known) == 1 else max(known, key=lambda one: STATUSES.index(one.status))
+        if vanishes and (worst.measured or worst.status == "mismatch"):
+            return Coverage("not measured", worst.rule, VANISHING)
         if worst.measured and worst.status != "estimated" and leaf.index in self.trust.distrusted:
             return Coverage("mismatch", worst.rule, self.trust.distrusted[leaf.index], worst.error)
         errors = [one.error for one in known if one.error == one.error]
