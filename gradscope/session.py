@@ -13,7 +13,13 @@ from torch.optim import Optimizer
 from gradscope.accumulator import OpenWindow
 from gradscope.annotation import Annotation
 from gradscope.capture.backward import Backward
-from gradscope.capture.compiled import COMPILED, compiler_was_used, forget_graphs
+from gradscope.capture.compiled import (
+    COMPILED,
+    COMPILED_BACKWARD,
+    backward_was_compiled,
+    compiler_was_used,
+    forget_graphs,
+)
 from gradscope.capture.model import Structure, find_ignored, find_parameters, find_plans, signature
 from gradscope.capture.normalization import normalization_leaves
 from gradscope.capture.optimizers import StepWatch, check_optimizers, scale_of, scaler_on_the_stack
@@ -216,6 +222,8 @@ class Session:
                 # What failed in every backward leaves nothing to report but the failure.
                 for failure in dict.fromkeys(self.recorder.failures):
                     self.history.warn(f"gradscope failed inside a hook: {failure}")
+                if backward_was_compiled():
+                    self.history.warn(COMPILED_BACKWARD)
                 self._stepped.clear()
                 return
             self._safely(lambda: self._measure(found_scaler))

@@ -16,6 +16,12 @@ COMPILED = (
     "watch the model uncompiled"
 )
 
+#: Why there is no window where autograd's own graph is compiled.
+COMPILED_BACKWARD = (
+    "backwards are compiled (compiled autograd), and hooks are not told when one ends: nothing can be measured; switch "
+    "torch._dynamo.config.compiled_autograd off, the forward may stay compiled"
+)
+
 
 def in_one_graph() -> bool:
     """Whether the compiler, which is tracing the caller right now, may not break the graph (``fullgraph=True``).
@@ -46,6 +52,18 @@ def compiler_was_used() -> bool:
     utils = sys.modules.get("torch._dynamo.utils")
     # A graph that must be whole (fullgraph=True) is counted among the graphs only.
     return utils is not None and bool(utils.counters["frames"] or utils.counters["stats"])
+
+
+def backward_is_compiled() -> bool:
+    """Whether the backward that is running was compiled as a whole."""
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return bool(getattr(module, "in_compiled_autograd_region", False))
+
+
+def backward_was_compiled() -> bool:
+    """Whether this process has compiled a backward as a whole."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return utils is not None and bool(utils.counters["compiled_autograd"])
 
 
 def leave_uncompiled(code: CodeType, *, callees: bool) -> None:

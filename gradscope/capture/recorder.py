@@ -13,6 +13,7 @@ from torch.nn import Module
 
 from gradscope.capture.backward import Backward, after_backward, finish_forwards, forget_cleared
 from gradscope.capture.callables import AboveHook, AddedHook, LeafHook
+from gradscope.capture.compiled import backward_is_compiled
 from gradscope.capture.forward import Forward
 from gradscope.capture.forwarding import Forwarding
 from gradscope.capture.gathered import Gathered
@@ -204,6 +205,10 @@ class Recorder:
     def _begin(self, forward: Forward | None) -> Backward:
         """A backward has begun: what lies in ``.grad`` already decides how its parameters are looked at."""
         backward = self.backward = Backward(torch._C._current_graph_task_id())
+        if backward_is_compiled():
+            # Nobody will say when it is over.
+            backward.asks = True
+            return backward
         after_backward(self.shielded(self._after_backward), self.levels)
         few = self.options.moments and (forward is None or forward.samples == 1)
         more = self.more_backwards()

@@ -1,5 +1,7 @@
 """``torch.compile`` around a watched model: measured, or said why not; the user's script never ends."""
 
+import contextlib
+
 import pytest
 import torch
 from models import Block, N, assert_agrees, assert_all, mean_square, samples, statuses, train
@@ -90,3 +92,33 @@ def test_names_are_the_users_own():
     assert set(report.coverage) == {f"0.{n}" for n, _ in Block().named_parameters()} | {"1.weight", "1.bias"}
     assert statuses(report)["0.n.weight"] == "not measured"
     assert statuses(report)["0.a.weight"] == "exact"
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_where_backwards_are_compiled_the_report_says_that_nothing_can_be_measured(capture):
+    compiler = torch.compile(backend="aot_eager")
+    ends = []
+    for watched in (True, False):
+        model = block()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scope = gradscope.watch(model, optimizer, capture=capture) if watched else None
+        for step in range(5):
+            # The last two steps are ordinary ones.
+            with torch._dynamo.compiled_autograd._enable(compiler) if step < 3 else contextlib.nullcontext():
+                for _ in range(2):
+                    mean_square(model(samples())).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if scope is not None and step == 2:
+                report = scope.report()
+                assert report.windows == 0
+                assert [text for text in report.warnings if "compiled_autograd off" in text]
+                assert not any("failed" in text for text in report.warnings)
+        ends.append([parameter.detach().clone() for parameter in model.parameters()])
+        if scope is not None:
+            assert scope.report().windows == 2
+            status = "exact" if capture else "estimated"
+            assert {one.status for one in scope.last.coverage.values()} == {status}
+            scope.close()
+    for with_scope, without in zip(*ends, strict=True):
+        torch.testing.assert_close(with_scope, without, rtol=1e-12, atol=1e-14)
