@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         MissingDependencyError,
         MixedSamplesError,
         StateMismatchError,
+        UnsupportedTorchError,
         UnwatchableModelError,
     )
     from gradscope.report import Outlier, Report, Stats
@@ -67,6 +68,7 @@ _HOMES = {
     "MissingDependencyError": "gradscope.errors",
     "MixedSamplesError": "gradscope.errors",
     "StateMismatchError": "gradscope.errors",
+    "UnsupportedTorchError": "gradscope.errors",
     "UnwatchableModelError": "gradscope.errors",
 }
 
@@ -87,6 +89,7 @@ __all__ = [
     "Scope",
     "StateMismatchError",
     "Stats",
+    "UnsupportedTorchError",
     "UnwatchableModelError",
     "__version__",
     "checks",

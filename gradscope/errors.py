@@ -11,6 +11,10 @@ class UnwatchableModelError(GradscopeError):
     """The model cannot be watched: it has no trainable parameters, lies on the meta device, or hooks cannot see inside."""
 
 
+class UnsupportedTorchError(GradscopeError):
+    """The torch that is installed is older than those that gradscope works with."""
+
+
 class AlreadyWatchedError(GradscopeError):
     """The model, or a part of it, is watched by another scope that is still open."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -15,6 +16,7 @@ from gradscope.errors import ClosedScopeError, InvalidArgumentError
 from gradscope.report import Report
 from gradscope.session import Session
 from gradscope.state import state_of, windows_of
+from gradscope.versions import check_torch
 
 
 def watch(
@@ -66,6 +68,7 @@ def watch(
 
     Raises:
         InvalidArgumentError: an argument cannot work.
+        UnsupportedTorchError: torch is too old.
         UnwatchableModelError: hooks could not see into the model.
         AlreadyWatchedError: an open scope watches it.
         ForeignOptimizerError: an optimizer steps none of its parameters.
@@ -81,6 +84,7 @@ def watch(
     _check_capture(capture, subsample=subsample, moments=moments, second_pass=second_pass, budget=budget)
     if isinstance(ignore, (str, Module)):
         ignore = (ignore,)
+    check_torch(torch.__version__)
     check_model(model)
     options = Options(
         every=every,

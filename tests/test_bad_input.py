@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from gradscope.errors import (
     GradscopeError,
     InvalidAnnotationError,
     InvalidArgumentError,
+    UnsupportedTorchError,
     UnwatchableModelError,
 )
 
@@ -465,3 +467,24 @@ def test_packed_sequences_end_no_run():
         optimizer.step()
         assert {c.status for c in scope.last.coverage.values()} <= {"exact", "estimated", "not measured", "mismatch"}
         assert all(c.reason for c in scope.last.coverage.values() if c.status != "exact")
+
+
+def hooked(model):
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
+
+
+@pytest.mark.parametrize("version", ["2.9.1+cu128", "1.13", "2.6.0a0+git1234"])
+def test_a_torch_that_is_too_old_is_refused_before_anything_is_hooked(version, monkeypatch):
+    model = net()
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(UnsupportedTorchError, match=rf"torch {re.escape(version)} is installed.*needs 2\.10 or later"):
+        gradscope.watch(model)
+    assert not hooked(model)
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0.0a0+git1234"])
+def test_newer_releases_of_torch_are_taken(version, monkeypatch):
+    model = net()
+    monkeypatch.setattr(torch, "__version__", version)
+    with gradscope.watch(model):
+        assert hooked(model)

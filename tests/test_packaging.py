@@ -11,6 +11,7 @@ import pytest
 
 import gradscope
 from gradscope import errors
+from gradscope.versions import OLDEST
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = ROOT.joinpath("pyproject.toml").read_text()
@@ -55,6 +56,16 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_the_version_is_the_distributions():
     assert gradscope.__version__ == importlib.metadata.version("torch-gradscope")
     assert f'version = "{gradscope.__version__}"' in PYPROJECT
+
+
+@pytest.mark.parametrize("name", [name for name in OLDEST if name != "numpy"])
+def test_what_is_refused_is_what_the_metadata_refuse(name):
+    least = ".".join(map(str, OLDEST[name]))
+    assert f'"{name}>={least}"' in PYPROJECT
+
+
+def test_the_readme_names_the_oldest_torch():
+    assert f"torch {'.'.join(map(str, OLDEST['torch']))} or newer" in ROOT.joinpath("README.md").read_text()
 
 
 def test_every_entry_point_loads():

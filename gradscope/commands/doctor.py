@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradscope.commands.command import Command
+from gradscope.versions import OLDEST, leading
 
 _OURS = "torch-gradscope"
-_NEEDED = {"torch": (2, 6), "rich": (13,), "numpy": (1,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
 def _versions() -> Iterator[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", python, "" if sys.version_info >= (3, 10) else "gradscope needs 3.10 or later")
-    for name, least in _NEEDED.items():
+    for name, least in OLDEST.items():
         yield _dependency(name, least)
     from gradscope import __version__
 
@@ -62,13 +62,7 @@ def _dependency(name: str, least: tuple[int, ...]) -> Finding:
     except Exception as error:  # a broken installation fails with whatever its own code raises
         return Finding(name, "cannot be imported", f"{type(error).__name__}: {error}; install {name}>={wanted}")
     found = str(getattr(module, "__version__", None) or version(name))
-    return Finding(name, found, "" if _numbers(found) >= least else f"gradscope needs {wanted} or later")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (2, 13) of ``2.13.0+cpu``."""
-    parts = version.split("+")[0].split(".")[:2]
-    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
+    return Finding(name, found, "" if leading(found) >= least else f"gradscope needs {wanted} or later")
 
 
 def _import_name() -> Finding:

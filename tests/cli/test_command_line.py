@@ -204,7 +204,7 @@ def test_doctor_says_what_is_missing_or_too_old(capsys, monkeypatch):
     assert status == 1
     assert "!!  rich        cannot be imported" in out
     assert "install rich>=13" in out
-    assert "gradscope needs 2.6 or later" in out
+    assert "gradscope needs 2.10 or later" in out
 
 
 def test_doctor_says_where_output_is_ascii():

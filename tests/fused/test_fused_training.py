@@ -176,7 +176,8 @@ def test_layers_with_hooks_of_the_users_own_are_left_to_autograd():
     torch.manual_seed(0)
     model = Net().double()
     model.first.register_full_backward_hook(lambda module, grads_in, grads_out: None)
-    _, report = grads_after(model, plain_step, 2, fused=True)
+    # Whose rows are whose is measured only where the hook may run once more.
+    _, report = grads_after(model, plain_step, 2, fused=True, second_pass=True)
     assert "fused" not in report.coverage["first.weight"].rule
     assert "fused" in report.coverage["second.weight"].rule
 
