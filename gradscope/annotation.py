@@ -25,7 +25,7 @@ class Annotation:
         for what, value in (("weights", self.weights), ("ids", self.ids)):
             if value is not None and len(value) != step.samples:
                 if what == "weights":
-                    step.weights = torch.full((step.samples,), float("nan"), dtype=torch.float64)
+                    step.weights = torch.full((step.samples,), float("nan"), dtype=torch.float64, device="cpu")
                 return f"annotate gave {len(value)} {what} for a micro-step of {step.samples} samples"
         step.weights, step.ids = self.weights, self.ids
         return ""
@@ -53,7 +53,7 @@ def as_annotation(
 
 
 def _weights(weights: Tensor | Sequence[float]) -> Tensor:
-    values = torch.as_tensor(weights, dtype=torch.float64).detach().cpu()
+    values = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach().cpu()
     if values.dim() != 1:
         raise InvalidAnnotationError(f"annotate: weights are one number per sample, got shape {tuple(values.shape)}.")
     bad = (~(values > 0) | values.isinf()).nonzero().flatten().tolist()

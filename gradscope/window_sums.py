@@ -52,12 +52,15 @@ def shares(steps: Sequence[MicroStep]) -> tuple[Tensor, float, tuple[str, ...] |
     """``wᵢ``, float64 ``[n]``; ``V₂``; and what the samples are called, or None."""
     if not steps:
         # Samples that were never seen (hooks left out by a compiler): parameters have reasons, and no figures.
-        return torch.empty(0, dtype=torch.float64), 1.0, None
+        return torch.empty(0, dtype=torch.float64, device="cpu"), 1.0, None
     if all(step.weights is None and step.ids is None for step in steps):
         n = sum(step.samples for step in steps)
-        return torch.full((n,), 1.0 / n, dtype=torch.float64), 1.0 / n, None
+        return torch.full((n,), 1.0 / n, dtype=torch.float64, device="cpu"), 1.0 / n, None
     whole = torch.cat(
-        [torch.ones(step.samples, dtype=torch.float64) if step.weights is None else step.weights for step in steps]
+        [
+            torch.ones(step.samples, dtype=torch.float64, device="cpu") if step.weights is None else step.weights
+            for step in steps
+        ]
     )
     share = whole / whole.sum()
     v2 = float(share.square().sum())
@@ -141,7 +144,7 @@ def _sample_norms(parts: Parts) -> Tensor:
     for step in parts.steps:
         record = step.measured.get(parts.index)
         if record is None or record.arrival is None:
-            norms.append(torch.zeros(step.samples, dtype=torch.float64))
+            norms.append(torch.zeros(step.samples, dtype=torch.float64, device="cpu"))
         elif record.norms is not None:
             norms.append(record.norms)
         else:

@@ -22,7 +22,7 @@ class _Keep(torch.autograd.Function):
         return None
 
 
-_TRIGGER = torch.empty(0, requires_grad=True)
+_TRIGGER = torch.empty(0, requires_grad=True, device="cpu")
 
 
 class Kept:

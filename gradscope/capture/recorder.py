@@ -54,7 +54,7 @@ class Recorder:
         self.plans = plans
         self.options = options
         self.deliver = deliver
-        self.generator = torch.Generator().manual_seed(SEED)
+        self.generator = torch.Generator("cpu").manual_seed(SEED)
         self.workspace = workspace or Workspace(budget=options.budget)
         self.forwarding = Forwarding(self, on_forward)
         self.tagging: Forward | None = None
@@ -268,7 +268,7 @@ class Recorder:
     def _new_step(self, forward: Forward) -> MicroStep:
         options, chosen = self.options, None
         if options.subsample is not None and options.subsample < forward.samples:
-            order = torch.randperm(forward.samples, generator=self.generator)
+            order = torch.randperm(forward.samples, generator=self.generator, device="cpu")
             chosen = order[: options.subsample].sort().values
         for leaf in self.leaves:
             if leaf.probe is None:
@@ -285,7 +285,7 @@ class Recorder:
     def _draw_spot(self, samples: int, chosen: Tensor | None) -> int:
         """The sample whose gradients are built in full, one of those whose squares are computed."""
         among = samples if chosen is None else chosen.numel()
-        drawn = int(torch.randint(among, (), generator=self.generator))
+        drawn = int(torch.randint(among, (), generator=self.generator, device="cpu"))
         return drawn if chosen is None else int(chosen[drawn])
 
     def shared_tags(self, forward: Forward) -> Tensor | None:

@@ -25,7 +25,7 @@ class RowProbe:
     def __init__(self, shape: torch.Size, rows: int, like: Tensor, generator: torch.Generator) -> None:
         self.lead = shape[:rows]
         real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
-        directions = torch.randn(shape[rows:].numel(), 2, generator=generator, dtype=real).to(like.device)
+        directions = torch.randn(shape[rows:].numel(), 2, generator=generator, dtype=real, device="cpu").to(like.device)
         self.directions = directions.to(like.dtype) if like.is_complex() else directions
 
     def __call__(self, grad: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class TaggedRows:
         self.dim = dims[0] if len(dims) == 1 and others >= GROUP and not every_row else None
         if self.dim is not None:
             # No mere signs: where all rows of a group are alike, these would cancel every now and then.
-            factors = torch.randn(others, generator=generator, dtype=torch.float64)
+            factors = torch.randn(others, generator=generator, dtype=torch.float64, device="cpu")
             self._factors = factors.to(grad.device, self.probe.directions.dtype)
             self.lead = torch.Size((samples, -(-others // GROUP)))
         self._seen = self.numbers_of(grad)

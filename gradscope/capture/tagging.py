@@ -32,10 +32,10 @@ def distinct_tags(samples: int, generator: torch.Generator) -> Tensor:
     tells every sample from every other.
     """
     if samples == 1:
-        return torch.ones(1, dtype=torch.float64)
-    size = 1 + torch.arange(samples, dtype=torch.float64) / samples
+        return torch.ones(1, dtype=torch.float64, device="cpu")
+    size = 1 + torch.arange(samples, dtype=torch.float64, device="cpu") / samples
     size[1::2] *= -1
-    return (size - size.mean())[torch.randperm(samples, generator=generator)]
+    return (size - size.mean())[torch.randperm(samples, generator=generator, device="cpu")]
 
 
 class OutputHook:

@@ -45,7 +45,7 @@ def assert_finite(model: nn.Module, loss_fn: LossFn, batch: Any) -> None:
     __tracebackhide__ = True
     with borrowed(model, batch, wide=False):
         layout, modules = Layout.of(model), _FirstNonFinite(model)
-        loss = torch.tensor(float("nan"))
+        loss = torch.tensor(float("nan"), device="cpu")
 
         def noted(model: Any, batch: Any) -> Tensor:
             nonlocal loss

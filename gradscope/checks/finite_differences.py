@@ -61,7 +61,7 @@ def assert_gradients(
         InvalidArgumentError: no parameter requires a gradient, or the loss is no scalar.
     """
     __tracebackhide__ = True
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     with borrowed(model, batch) as ready:
         layout, state = Layout.of(model), torch.get_rng_state()
 
@@ -75,7 +75,7 @@ def assert_gradients(
         wrong = []
         for i, (name, place) in enumerate(zip(layout.names, layout.slices, strict=True)):
             for _ in range(directions):
-                v = torch.randn(place.stop - place.start, generator=generator, dtype=torch.float64)
+                v = torch.randn(place.stop - place.start, generator=generator, dtype=torch.float64, device="cpu")
                 expected = float(grad[place] @ v)
                 slope = _disagreement(loss, layout.parameters[i], v, expected, float(grad[place].norm()), rtol)
                 if slope is not None:

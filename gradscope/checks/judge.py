@@ -83,7 +83,7 @@ class Judged:
 
 def worst_error(trace: WindowTrace, truth: Truth, gradient: Tensor) -> float:
     """Largest relative error over the parameters that are judged; NaN counts as infinite."""
-    errors = truth.errors(gradient)[torch.tensor(trace.owned)]
+    errors = truth.errors(gradient)[torch.tensor(trace.owned, device="cpu")]
     return float("inf") if bool(errors.isnan().any()) else float(errors.max())
 
 
@@ -245,7 +245,7 @@ def _fitted(target: Tensor, truth: Truth) -> _Share:
     unused = (0,) * len(rows)
     if solved is None:
         return _Share(None, unused, 0.0, float("nan"))
-    fit = torch.tensor(solved, dtype=torch.float64) @ torch.cat([rows, direct])
+    fit = torch.tensor(solved, dtype=torch.float64, device="cpu") @ torch.cat([rows, direct])
     size = float(target.norm())
     residual = float((target - fit).norm()) / size if size > 0 else 0.0
     return _Share(tuple(solved[: len(rows)]), unused, solved[len(rows)] if len(direct) else 0.0, residual)

@@ -54,7 +54,7 @@ class Layout:
         parts = []
         for place, tensor in zip(self.slices, tensors, strict=True):
             if tensor is None:
-                parts.append(torch.zeros(place.stop - place.start, dtype=torch.float64))
+                parts.append(torch.zeros(place.stop - place.start, dtype=torch.float64, device="cpu"))
                 continue
             flat = tensor.detach()
             flat = flat.to_dense() if flat.layout is not torch.strided else flat
@@ -72,5 +72,7 @@ class Layout:
 
     def places(self, owned: Sequence[bool]) -> Tensor:
         """Indices of the vector that belong to the parameters marked in ``owned``."""
-        ranges = [torch.arange(s.start, s.stop) for s, mine in zip(self.slices, owned, strict=True) if mine]
-        return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.long)
+        ranges = [
+            torch.arange(s.start, s.stop, device="cpu") for s, mine in zip(self.slices, owned, strict=True) if mine
+        ]
+        return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.long, device="cpu")

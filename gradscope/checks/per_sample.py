@@ -83,8 +83,8 @@ def assert_rule(layer: nn.Module, *inputs: Any, rtol: float | None = None, seed:
 
     def loss_fn(module: Any, batch: Any) -> Tensor:
         output = next(t for t in tree.tree_leaves(module(*batch)) if isinstance(t, Tensor) and t.requires_grad)
-        generator = torch.Generator().manual_seed(seed)
-        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu").to(output)
         loss: Tensor = (output * weights).sum() / output.shape[0]
         return loss
 

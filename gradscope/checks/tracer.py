@@ -26,14 +26,14 @@ class Tracer:
         self._watch_writes = watch_writes
         self._stack = ExitStack()
         self._trace: WindowTrace | None = None
-        self._known = torch.zeros(0)
+        self._known = torch.zeros(0, device="cpu")
         self._micro_batches: list[list[Tensor]] = []
         self._addresses: dict[tuple[int, tuple[int, ...]], int] = {}
         self._fed: list[int] = []
         self._in_backward = self._in_step = False
         self._increments: dict[int, Tensor] = {}
         self._moved = False
-        self._values = torch.zeros(0)
+        self._values = torch.zeros(0, device="cpu")
         self._write_open = self._norm_read = False
         self._epochs: list[int] = []
 

@@ -46,13 +46,13 @@ class Truth:
         ``‖G‖`` of that parameter, and where it is structurally zero (an attention's key bias) a floor that rounding
         cannot pass: a small part of its uncancelled share and of the whole gradient.
         """
-        weights = torch.tensor(self.weights or [1.0] * len(self.parts), dtype=torch.float64)
+        weights = torch.tensor(self.weights or [1.0] * len(self.parts), dtype=torch.float64, device="cpu")
         total = float(self.whole.norm())
         sizes = []
         for place in self.layout.slices:
             uncancelled = float((weights.abs() * self.parts[:, place].norm(dim=1)).sum())
             sizes.append(max(float(self.whole[place].norm()), 1e-4 * uncancelled, 1e-8 * total))
-        return torch.tensor(sizes, dtype=torch.float64)
+        return torch.tensor(sizes, dtype=torch.float64, device="cpu")
 
     def errors(self, gradient: Tensor) -> Tensor:
         """Per parameter ``‖gradient - G‖ / scale``."""
@@ -120,7 +120,7 @@ def _length(batch: Any) -> int:
 
 def _direct(model: nn.Module, loss_fn: LossFn, layout: Layout, whole: Any, part: Any) -> Tensor:
     """The gradient with the model's outputs blocked, if it is the same for two batches; else zeros."""
-    none = torch.zeros(layout.size, dtype=torch.float64)
+    none = torch.zeros(layout.size, dtype=torch.float64, device="cpu")
     first = _blocked(model, loss_fn, whole, layout)
     if first is None or not bool(first.any()):
         return none
@@ -157,7 +157,7 @@ def _weights(whole: Tensor, parts: Tensor, sizes: Sequence[int], tolerance: floa
 
 
 def _fits(whole: Tensor, parts: Tensor, weights: Sequence[float], tolerance: float) -> bool:
-    weight = torch.tensor(weights, dtype=torch.float64)
+    weight = torch.tensor(weights, dtype=torch.float64, device="cpu")
     size = max(float(whole.norm()), 1e-4 * float((weight.abs() * parts.norm(dim=1)).sum()))
     return float((weight @ parts - whole).norm()) <= tolerance * size
 

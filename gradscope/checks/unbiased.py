@@ -70,7 +70,7 @@ def assert_unbiased(
         raise InvalidArgumentError(
             f"sizes={chosen} with {n} samples: sizes must lie between 1 and N, and N be at least 2."
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     wide = can_widen(model, dataset, lambda batch: loss_fn(model, batch))
     with borrowed(model, dataset, wide=wide) as ready:
         layout, state = Layout.of(model), torch.get_rng_state()
@@ -91,7 +91,9 @@ def assert_unbiased(
 def _subsets(n: int, size: int, generator: torch.Generator) -> tuple[list[list[int]], bool]:
     if comb(n, size) <= _MOST_SUBSETS:
         return [list(rows) for rows in combinations(range(n), size)], True
-    drawn = [torch.randperm(n, generator=generator)[:size].sort().values.tolist() for _ in range(_MOST_SUBSETS)]
+    drawn = [
+        torch.randperm(n, generator=generator, device="cpu")[:size].sort().values.tolist() for _ in range(_MOST_SUBSETS)
+    ]
     return drawn, False
 
 

@@ -63,12 +63,12 @@ class Probe:
         first = like.shape[0] if like.dim() else 1
         rest = like.shape[1:].numel()
         real = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
-        left = torch.randn(LEFTS, first, generator=generator, dtype=real)
+        left = torch.randn(LEFTS, first, generator=generator, dtype=real, device="cpu")
         # With a single column left alone is already a full-rank direction.
         right = (
-            torch.randn(LEFTS, rest, generator=generator, dtype=real)
+            torch.randn(LEFTS, rest, generator=generator, dtype=real, device="cpu")
             if rest > 1
-            else torch.ones(LEFTS, rest, dtype=real)
+            else torch.ones(LEFTS, rest, dtype=real, device="cpu")
         )
         dtype = working(like).dtype
         left, right = left.to(like.device, dtype), right.to(like.device, dtype)
@@ -182,11 +182,11 @@ class Contribution(ABC):
         for i in range(self.samples):
             one = working(self.one(i)).abs().square()
             total = one if total is None else total.add_(one)
-        return torch.zeros(self.shape) if total is None else total
+        return torch.zeros(self.shape, device="cpu") if total is None else total
 
     def one(self, i: int) -> Tensor:
         """``hᵢ`` of one sample in full, of the parameter's shape."""
-        return self.select(torch.tensor([i])).dense()[0]
+        return self.select(torch.tensor([i], device="cpu")).dense()[0]
 
     def total(self) -> Tensor:
         """``Σᵢ hᵢ``, of the parameter's shape."""

@@ -38,7 +38,7 @@ class SketchMemory:
     @classmethod
     def of(cls, places: int, samples: int, dtype: torch.dtype) -> SketchMemory:
         """Empty, on the CPU."""
-        return cls(torch.empty(places, 4, samples, dtype=dtype))
+        return cls(torch.empty(places, 4, samples, dtype=dtype, device="cpu"))
 
     def has_room(self, dtype: torch.dtype) -> bool:
         """Whether one more sketch of this precision fits in."""

@@ -76,7 +76,9 @@ class LightningHooks:
             step = trainer.fit_loop.epoch_loop._batches_that_stepped
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=step)
-            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
+            trainer.callback_metrics.update(
+                {name: torch.tensor(value, device="cpu") for name, value in figures.items()}
+            )
 
         self._watching.log(write, self._watching.log_every or max(trainer.log_every_n_steps, 1), rest=rest)
 

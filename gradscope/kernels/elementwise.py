@@ -45,7 +45,7 @@ def ratio_sums(below: Tensor, above: Tensor, vector: int = loaded.VECTOR) -> tup
     """
     fits = below.numel() == above.numel() and below.dtype is above.dtype
     check(fits and below.is_contiguous() and above.is_contiguous(), "ratios", below.shape, above.shape)
-    found = torch.empty(-(-below.numel() // PIECE), 2, dtype=torch.float64)
+    found = torch.empty(-(-below.numel() // PIECE), 2, dtype=torch.float64, device="cpu")
     loaded.compiled().ratios(
         vector, below.dtype is torch.float64, torch.get_num_threads(), below.numel(), PIECE, below.data_ptr(),
         above.data_ptr(), found.data_ptr(),

@@ -92,7 +92,7 @@ class Gram:
         if sums is not None:
             fits = sums.shape == (n, p) and sums.is_contiguous() and sums.dtype is first.dtype
             check(fits, "Gram sums", sums.shape, second.shape)
-        found = torch.empty(3 * n + 3 * count * plan.panels, dtype=torch.float64)
+        found = torch.empty(3 * n + 3 * count * plan.panels, dtype=torch.float64, device="cpu")
         lost: int = loaded.compiled().gram(
             self._vector, first.dtype == torch.float64, self.threads, self._apart and count > 0, plan.numbers,
             first.data_ptr(), second.data_ptr(), left, right, 0 if sums is None else sums.data_ptr(), found.data_ptr(),

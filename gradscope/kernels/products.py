@@ -119,7 +119,7 @@ class Products:
                 check(fits, "products", memory.shape, inputs.shape, grads.shape)
         check_chosen(chosen, count, grads.shape[0], "products")
         left, right = (0, 0) if directions is None else addresses(directions, (plan.rows, plan.columns), inputs)
-        found = torch.empty(2, plan.pieces, count, dtype=torch.float64)
+        found = torch.empty(2, plan.pieces, count, dtype=torch.float64, device="cpu")
         loaded.compiled().products(
             self._vector, inputs.dtype == torch.float64, plan.threads, plan.numbers, grads.data_ptr(), inputs.data_ptr(),
             0 if moment is None else moment.data_ptr(), 0 if total is None else total.data_ptr(), left, right,

@@ -29,7 +29,7 @@ def readings(
     Raises:
         ValueError: the rest does not fit them.
     """
-    found = torch.empty(2, len(matrices), dtype=torch.float64)
+    found = torch.empty(2, len(matrices), dtype=torch.float64, device="cpu")
     threads, run = torch.get_num_threads(), loaded.compiled().readings
     return found if run(vector, threads, PIECE, matrices, lefts, rights, copies, found.data_ptr()) else None
 

@@ -58,7 +58,7 @@ class ShiftedGram:
         enough = scratch.numel() >= self.scratch and scratch.dtype is inputs.dtype
         check(enough, "shifted Gram sums", scratch.shape, inputs.shape)
         check_chosen(chosen, self._count, inputs.shape[0], "shifted Gram sums")
-        found = torch.empty(2, self._count, dtype=torch.float64)
+        found = torch.empty(2, self._count, dtype=torch.float64, device="cpu")
         self._call(found, scratch, self._each, self.threads, self._count, chosen=chosen)
         return found[0], found[1]
 
@@ -74,7 +74,7 @@ class ShiftedGram:
         if height > 1 and inputs.stride(2) != width:
             # Rows of pixels are read as one.
             return ShiftedGram(inputs.contiguous(), grads, self._walk, vector=self._vector).look(left, right)
-        found = torch.empty(inputs.shape[0], dtype=torch.float64)
+        found = torch.empty(inputs.shape[0], dtype=torch.float64, device="cpu")
         threads = max(1, min(torch.get_num_threads(), inputs.shape[0]))
         each = up(grads.shape[2] * grads.shape[3] + area * height * width, APART)
         directions = addresses((left, right), (grads.shape[1], channels * area), inputs)

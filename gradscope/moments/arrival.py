@@ -27,7 +27,7 @@ MANY = 4
 
 
 #: In the place of a table, where numbers were found alone.
-_ALONE = torch.empty(2, 0, dtype=torch.float64)
+_ALONE = torch.empty(2, 0, dtype=torch.float64, device="cpu")
 
 
 class Arrival:

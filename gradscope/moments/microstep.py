@@ -332,7 +332,7 @@ def joined(steps: list[MicroStep], arrivals: Mapping[int, Arrival]) -> MicroStep
     whole = MicroStep(sum(s.samples for s in steps), moments=steps[0].moments, chosen=None, budget=None)
     if any(step.chosen is not None for step in steps):
         starts = itertools.accumulate((step.samples for step in steps), initial=0)
-        whole.chosen = torch.cat([start + (torch.arange(s.samples) if s.chosen is None else s.chosen)
+        whole.chosen = torch.cat([start + (torch.arange(s.samples, device="cpu") if s.chosen is None else s.chosen)
                                   for s, start in zip(steps, starts, strict=False)])  # fmt: skip
     whole.peak_bytes = sum(step.peak_bytes for step in steps)
     whole.notices = [notice for step in steps for notice in step.notices]

@@ -70,7 +70,7 @@ class Company:
         recorder.inner = recorder.gathered is None and not any(isinstance(module, SyncBatchNorm) for module in modules)
         self._drawn = self._session.history.index
         self._directions = directions(self._drawn)
-        generator = torch.Generator().manual_seed(SEED + self._drawn)
+        generator = torch.Generator("cpu").manual_seed(SEED + self._drawn)
         for leaf in recorder.leaves:
             leaf.probe = None
             if leaf.wanted:

@@ -100,7 +100,11 @@ class Exchange:
                 continue
             own, expected = share.moments.get(name), self.shapes[name]
             if own is None or own.shape != expected:
-                own = torch.zeros(expected) if own is None else torch.full(expected, float("nan"))
+                own = (
+                    torch.zeros(expected, device="cpu")
+                    if own is None
+                    else torch.full(expected, float("nan"), device="cpu")
+                )
             found[name] = self.peers.total(own.double().clone()).to(own)
         return found
 
@@ -113,7 +117,7 @@ class Exchange:
 
     def _table(self, share: Share, length: int) -> Tensor:
         """``‖hᵢ‖²`` of this rank's samples, a row a parameter, and a last row with their weights; NaN where there is nothing."""
-        table = torch.full((len(self.names) + 1, length), float("nan"), dtype=torch.float64)
+        table = torch.full((len(self.names) + 1, length), float("nan"), dtype=torch.float64, device="cpu")
         count = round(share.head.samples)
         for k, name in enumerate(self.names):
             own = own_squares(share, name)

@@ -133,7 +133,7 @@ class Merged:
         """``‖hᵢ‖²`` of this rank's own contributions among all samples, or of all."""
         if self.squares is not None:
             return self.squares[name]
-        found = torch.full((self.totals.samples,), float("nan"), dtype=torch.float64)
+        found = torch.full((self.totals.samples,), float("nan"), dtype=torch.float64, device="cpu")
         here = own_squares(self.share, name)
         if here is not None:
             found[self._places()] = here
@@ -150,7 +150,9 @@ class Merged:
         if self.weights is not None:
             return self.weights / totals.weight
         equal = all(head.weight == head.samples == head.weight_sq for head in totals.heads)
-        found = torch.full((totals.samples,), 1 / totals.weight if equal else float("nan"), dtype=torch.float64)
+        found = torch.full(
+            (totals.samples,), 1 / totals.weight if equal else float("nan"), dtype=torch.float64, device="cpu"
+        )
         own = self.share.window.weights if self.share.window is not None else None
         if not equal and own is not None:
             found[self._places()] = own * (totals.heads[self.rank].weight / totals.weight)
@@ -175,5 +177,5 @@ def own_squares(share: Share, name: str) -> Tensor | None:
         return None
     found = window.parameters.get(name)
     if found is None and name in window.coverage and window.coverage[name].status == "no gradient":
-        return torch.zeros(window.samples, dtype=torch.float64)
+        return torch.zeros(window.samples, dtype=torch.float64, device="cpu")
     return found.sample_sq_norms if found is not None else None

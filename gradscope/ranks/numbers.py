@@ -114,9 +114,9 @@ class Row(NamedTuple):
 
 def as_vector(head: Head, rows: Sequence[Row], rank: int, world: int) -> Tensor:
     """Everything in one float64 vector, whose sum over ranks holds every rank's head and the rows' sums."""
-    heads = torch.zeros(world, len(Head._fields), dtype=torch.float64)
-    heads[rank] = torch.tensor(head, dtype=torch.float64)
-    return torch.cat([heads.reshape(-1), torch.tensor(rows, dtype=torch.float64).reshape(-1)])
+    heads = torch.zeros(world, len(Head._fields), dtype=torch.float64, device="cpu")
+    heads[rank] = torch.tensor(head, dtype=torch.float64, device="cpu")
+    return torch.cat([heads.reshape(-1), torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1)])
 
 
 def from_vector(vector: Tensor, world: int) -> tuple[list[Head], list[Row]]:

@@ -89,7 +89,7 @@ def share_of(opened: OpenWindow, window: Window, names: Sequence[str], head: Hea
 
 
 def _weights(weights: Tensor | None, samples: int) -> Tensor:
-    return torch.ones(samples, dtype=torch.float64) if weights is None else weights
+    return torch.ones(samples, dtype=torch.float64, device="cpu") if weights is None else weights
 
 
 def _row(opened: OpenWindow, window: Window, leaf: Leaf, found: Mapping[int, Sequence[float]]) -> Row:

@@ -20,7 +20,7 @@ def as_letter(words: Mapping[str, str]) -> Tensor:
         longer = json.dumps({**fitting, key: value[:300]}).encode()
         if len(longer) <= LENGTH:
             fitting[key], text = value[:300], longer
-    return torch.tensor(list(text.ljust(LENGTH)), dtype=torch.uint8)
+    return torch.tensor(list(text.ljust(LENGTH)), dtype=torch.uint8, device="cpu")
 
 
 def from_letter(letter: Tensor) -> dict[str, str]:

@@ -30,7 +30,7 @@ def sample_count(batch: Any) -> int:
 
 def take(batch: Any, rows: slice | Sequence[int] | Tensor) -> Any:
     """The batch of only these samples; what is no tensor with a dimension is passed on as it is."""
-    index = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+    index = rows if isinstance(rows, slice) else torch.as_tensor(rows, device="cpu")
 
     def of(leaf: Any) -> Any:
         if not (isinstance(leaf, Tensor) and leaf.dim()):

@@ -18,7 +18,7 @@ from gradscope.rules.recompute import RecomputationError, without_hooks
 
 def sample_of_packed_row(packed: PackedSequence) -> Tensor:
     """The sample that each row of a packed sequence belongs to, int64 ``[R]``, in the order before packing."""
-    steps = [torch.arange(int(size)) for size in packed.batch_sizes]
+    steps = [torch.arange(int(size), device="cpu") for size in packed.batch_sizes]
     place = torch.cat(steps).to(packed.data.device)
     return place if packed.sorted_indices is None else packed.sorted_indices[place]
 

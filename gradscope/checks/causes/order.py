@@ -112,5 +112,7 @@ def zero_grad_inside(windows: Sequence[Judged]) -> Finding | None:
 
 def _clears(window: Judged, write: Write) -> bool:
     layout = window.trace.layout
-    places = torch.cat([torch.arange(layout.slices[i].start, layout.slices[i].stop) for i in sorted(write.changed)])
+    places = torch.cat(
+        [torch.arange(layout.slices[i].start, layout.slices[i].stop, device="cpu") for i in sorted(write.changed)]
+    )
     return bool(write.before[places].any()) and not bool(write.after[places].any())

@@ -34,7 +34,7 @@ class Lengths:
         """Those of a packed sequence."""
         sizes, device, given = packed.batch_sizes, packed.data.device, packed.sorted_indices
         # On the CPU, where the sizes are: a device need not be waited for.
-        present = torch.arange(int(sizes[0])) < sizes.unsqueeze(1)
+        present = torch.arange(int(sizes[0]), device="cpu") < sizes.unsqueeze(1)
         places, last = present.flatten().nonzero()[:, 0], present.sum(0) - 1
         order = None if given is None else torch.argsort(given)
         return cls(
