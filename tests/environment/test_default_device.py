@@ -65,7 +65,23 @@ def test_figures_are_the_same_whatever_the_default_device(problem, options):
         assert str(elsewhere)
 
 
-FACTORIES = "tensor as_tensor scalar_tensor empty empty_strided zeros ones full arange linspace eye rand randn randint randperm".split()
+FACTORIES = [
+    "tensor",
+    "as_tensor",
+    "scalar_tensor",
+    "empty",
+    "empty_strided",
+    "zeros",
+    "ones",
+    "full",
+    "arange",
+    "linspace",
+    "eye",
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+]
 
 
 @pytest.mark.parametrize(
