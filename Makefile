@@ -14,10 +14,12 @@ SMOKE := $(VENV)/smoke
 SANITIZED := $(VENV)/sanitized
 CC := gcc
 FOREIGN ?= $(VENV)/foreign
+SIMULATED := $(abspath $(VENV))/simulated.so
+DEVICE ?= $(SIMULATED)
 TEST_ARGS ?= --numprocesses auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize test-peers test-families test-trainers test-scripts lint format types contract examples readme picture build bench bench-smoke bench-gpu check clean
+.PHONY: help demo test sanitize test-peers test-families test-trainers test-scripts test-devices lint format types contract examples readme picture build bench bench-smoke bench-gpu check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do printf '  make %-14s %s\n' "$$target" "$$what"; done
@@ -42,6 +44,13 @@ test-scripts: $(VENV)/.dev-installed ## unmodified training scripts of others un
 	@test -d $(FOREIGN)/nanoGPT || git clone --quiet --depth 1 https://github.com/karpathy/nanoGPT $(FOREIGN)/nanoGPT
 	@test -d $(FOREIGN)/examples || git clone --quiet --depth 1 https://github.com/pytorch/examples $(FOREIGN)/examples
 	GRADSCOPE_FOREIGN=$(abspath $(FOREIGN)) $(BIN)/python -m pytest tests/run/test_foreign_scripts.py
+
+test-devices: $(VENV)/.dev-installed ## another device than the processor: a simulated one, or a real one  (DEVICE=cuda, DEVICE=mps)
+	@test "$(DEVICE)" != "$(SIMULATED)" || $(MAKE) --no-print-directory $(SIMULATED)
+	GRADSCOPE_DEVICE=$(DEVICE) $(BIN)/python -m pytest tests/devices $(TEST_ARGS)
+
+$(SIMULATED): tests/devices/simulated/device.cpp $(VENV)/.dev-installed
+	$(BIN)/python tests/devices/simulated/build.py $@
 
 sanitize: $(VENV)/.dev-installed ## the compiled kernels, built so that each read and write beyond its memory ends the run
 	@if ! command -v $(CC) > /dev/null; then echo "no $(CC) here, so there are no kernels"; else set -e; \

@@ -15,6 +15,7 @@ from torch import Tensor
 from gradscope.contributions import tables
 from gradscope.moments.arrival import Arrival, found_together
 from gradscope.moments.microstep import Measured, MicroStep
+from gradscope.wide import wide_dtype, widen
 
 _NAN = float("nan")
 _SKETCH = attrgetter("sketch")
@@ -116,7 +117,7 @@ def compare_all(records: Sequence[Measured], chosen: Sequence[Tensor | None]) ->
     norms = torch.stack([record.norms for record in records if record.norms is not None])
     probes = torch.stack([record.probes for record in records if record.probes is not None])
     fresh_sq, along = _sizes_and_probes(arrivals)
-    off = probes.sum(1, dtype=torch.float64) - along
+    off = probes.sum(1, dtype=wide_dtype(probes)) - along
     return torch.stack([off[:, 0], fresh_sq, _sums(norms, chosen), _sums(norms.sqrt(), chosen)], dim=1)
 
 
@@ -159,7 +160,7 @@ def compare_sketches(steps: Sequence[MicroStep], records: Sequence[Measured], ne
         newest: those whose single samples will be asked for.
     """
     inputs, right, rows, left = tables([sketch for step in steps for sketch, _ in step.sketches]).unbind(1)
-    lengths = torch.stack([inputs * rows, rows], dim=1).double()
+    lengths = widen(torch.stack([inputs * rows, rows], dim=1))
     probes = torch.stack([right * left, left], dim=1)
     norms, start = lengths.square(), 0
     chosen = [step.chosen for step in steps for _ in range(2 * len(step.sketches))]
@@ -170,8 +171,8 @@ def compare_sketches(steps: Sequence[MicroStep], records: Sequence[Measured], ne
             step.settled([(squares[0], along[0], squares[1], along[1]) for squares, along in columns])
     fresh_sq, along = _sizes_and_probes([record.arrival for record in records if record.arrival is not None])
     return torch.cat([
-        probes.sum(2, dtype=torch.float64).view(-1), _sums(norms.flatten(0, 1), chosen), _sums(lengths.flatten(0, 1), chosen),
-        along.view(-1), fresh_sq,
+        probes.sum(2, dtype=wide_dtype(probes)).view(-1), _sums(norms.flatten(0, 1), chosen),
+        _sums(lengths.flatten(0, 1), chosen), along.view(-1), fresh_sq,
     ])  # fmt: skip
 
 
@@ -216,7 +217,7 @@ def _compare(records: Sequence[Measured], step: MicroStep, table: Tensor, rows: 
     table[rows, 3] = chosen.sqrt().nanmean(1) * step.samples**0.5
     if step.signs is None or all(record.signed_probe is None for record in records):
         return
-    signs = step.signs.to(probes.device)
+    signs = step.signs.to(probes.device, wide_dtype(probes).to_real())
     nothing = torch.full_like(fresh[0], float("nan"))
     signed = torch.stack([nothing if r.signed_probe is None else r.signed_probe for r in records])
     table[rows, 4] = _root_mean_square(torch.einsum("n,pnk->pk", signs.to(probes.dtype), probes) - signed)
@@ -225,4 +226,4 @@ def _compare(records: Sequence[Measured], step: MicroStep, table: Tensor, rows: 
 
 def _root_mean_square(difference: Tensor) -> Tensor:
     squares = difference.abs().square() if difference.is_complex() else difference.square()
-    return squares.mean(1).sqrt().double()
+    return widen(squares.mean(1).sqrt())

@@ -26,6 +26,7 @@ from gradscope.judgement import Judged, explained, way
 from gradscope.moments.arrival import Arrival, size_of
 from gradscope.moments.microstep import Measured, MicroStep, settle_all
 from gradscope.pieces import Piece, Right, common
+from gradscope.wide import widen
 
 _Floats = NDArray[np.float64]
 _KIND = attrgetter("dtype", "rule", "second_pass", "assumed")
@@ -92,7 +93,7 @@ def verdicts(windows: Sequence[Ended]) -> list[Verdicts]:
             found.append({})
             apart.append((found[-1], window.grad_sq))
     values = [size_of(value) for _, grad_sq in apart for value in grad_sq.values()]
-    squares = iter(_on_host([torch.stack(values).double()])[0].tolist() if values else ())
+    squares = iter(_on_host([widen(torch.stack(values))])[0].tolist() if values else ())
     for known, grad_sq in apart:
         known.update(zip(grad_sq, squares, strict=False))
     return [Verdicts(own, grad_sq) for own, grad_sq in zip(pieces, found, strict=True)]
@@ -169,7 +170,7 @@ def _on_host(tables: Sequence[Tensor]) -> list[_Floats]:
         else:
             places.setdefault(table.device, []).append(k)
     for own in places.values():
-        flat = torch.cat([tables[k].reshape(-1) for k in own]).cpu()
+        flat = torch.cat([tables[k].reshape(-1) for k in own]).cpu().double()
         for k, part in zip(own, flat.split([tables[k].numel() for k in own]), strict=True):
             found[k] = part.reshape(tables[k].shape).numpy()
     return found

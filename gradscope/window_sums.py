@@ -135,7 +135,7 @@ def bring_norms(steps: Sequence[MicroStep]) -> None:
         records = [record for record in step.measured.values() if record.norms is not None and not record.norms.is_cpu]
         found = [record.norms for record in records if record.norms is not None]
         if found:
-            for record, norms in zip(records, torch.stack(found).cpu().unbind(), strict=True):
+            for record, norms in zip(records, torch.stack(found).cpu().double().unbind(), strict=True):
                 record.norms = norms
 
 
@@ -148,7 +148,7 @@ def _sample_norms(parts: Parts) -> Tensor:
         elif record.norms is not None:
             norms.append(record.norms)
         else:
-            norms.append(record.arrival.squared_norm.reshape(1).cpu())
+            norms.append(record.arrival.squared_norm.reshape(1).cpu().double())
     return norms[0] if len(norms) == 1 else torch.cat(norms)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,11 @@ class Rows:
 
     Attributes:
         sample_of_row: int64 ``[R]``, over the flattened leading dimensions.
+        known: what was found out about it, so that the host waits for the device once.
     """
 
     sample_of_row: Tensor
+    known: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

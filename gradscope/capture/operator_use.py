@@ -16,6 +16,7 @@ from gradscope.capture.graph_kind import foreign, upstream
 from gradscope.capture.layout import BatchDim, Layout, NoSamples, Rows
 from gradscope.capture.meeting import Meeting
 from gradscope.capture.negligible import largest, negligible_below
+from gradscope.capture.owners import Owners, owners_along
 from gradscope.capture.saved import UnreadableError, readable, runs_once
 from gradscope.capture.tagged_rows import TaggedRows
 from gradscope.capture.tagging import user_hooks_lifted
@@ -118,9 +119,9 @@ class OperatorUse:
 
     def _described(self, grad: Tensor, layout: BatchDim | Rows) -> dict[str, Contribution]:
         node: Any = torch._C._current_autograd_node()
-        dim, sample_of_row = self._rows_along(layout)
+        dim, owners = self._rows_along(layout)
         with torch.no_grad(), readable(node, packs=self.forward.packs) as put_back:
-            contribution = self._shares(node, grad.detach(), dim, sample_of_row, put_back)
+            contribution = self._shares(node, grad.detach(), dim, owners, put_back)
         return self._at_target(contribution)
 
     def _guess(self) -> Layout:
@@ -128,22 +129,18 @@ class OperatorUse:
         return BatchDim(candidates[0]) if candidates else NoSamples(mixed=True)
 
     def _shares(
-        self, node: Any, grad: Tensor, dim: int, sample_of_row: Tensor | None, put_back: Callable[[], None]
+        self, node: Any, grad: Tensor, dim: int, owners: Owners | None, put_back: Callable[[], None]
     ) -> Contribution:
         """Each sample's gradient of the operand."""
         meeting = self.meeting
         if meeting.operator is not None:
             described = meeting.operator.describe(node, meeting.operand, grad, meeting.shape, dim)
-            if sample_of_row is None:
-                return described
-            # Copies beside the operand's own dimension: all rows of one copy must be one sample's.
-            table = sample_of_row.reshape(described.samples, -1) if described.samples else sample_of_row.unsqueeze(1)
-            if not bool((table == table[:, :1]).all()):
-                raise ValueError("samples share what it copies")
-            return described.regroup(table[:, 0], self.forward.samples)
+            return (
+                described if owners is None else described.regroup(owners.of(described.samples), self.forward.samples)
+            )
         # A node that nobody described is run once for each sample's rows of the gradient alone.
         rows, found = grad.movedim(dim, 0), []
-        owner = torch.arange(rows.shape[0], device=grad.device) if sample_of_row is None else sample_of_row
+        owner = torch.arange(rows.shape[0], device=grad.device) if owners is None else owners.sample_of_row
         # Nodes of the user's own functions are run by another name.
         run = node if callable(node) else node.apply
         for i in range(self.forward.samples):
@@ -155,16 +152,15 @@ class OperatorUse:
             put_back()
         return Dense(torch.stack(found))
 
-    def _rows_along(self, layout: BatchDim | Rows) -> tuple[int, Tensor | None]:
+    def _rows_along(self, layout: BatchDim | Rows) -> tuple[int, Owners | None]:
         """The one dimension of the output that tells samples apart, and whose row is whose along it."""
         if isinstance(layout, BatchDim):
             return self.meeting.dims[layout.dim], None
-        table = layout.sample_of_row.reshape(self.meeting.lead)
-        for k, dim in enumerate(self.meeting.dims):
-            front = table.movedim(k, 0).reshape(table.shape[k], -1)
-            if bool((front == front[:, :1]).all()):
-                return dim, front[:, 0]
-        raise ValueError("samples are spread over several dimensions of its output")
+        lead, dims = tuple(self.meeting.lead), tuple(self.meeting.dims)
+        if (lead, dims) not in layout.known:
+            layout.known[lead, dims] = owners_along(layout.sample_of_row.reshape(lead), dims)
+        found: tuple[int, Owners] = layout.known[lead, dims]
+        return found
 
     def _layout(self, rows: Tensor) -> Layout:
         lead, n, memory = self.meeting.lead, self.forward.samples, self.recorder.layouts

@@ -88,7 +88,7 @@ class TaggedRows:
             return None
         shape = [1] * len(self.lead)
         shape[where] = -1
-        row_tags = tags.to(own.device).reshape(shape).expand(self.lead).reshape(-1, 1).to(own.dtype)
+        row_tags = tags.to(own.device, own.dtype).reshape(shape).expand(self.lead).reshape(-1, 1)
         return self._close(row_tags, own, tolerance)
 
     def fits_rows(self, plain: Tensor, tags: Tensor, tolerance: float) -> bool:

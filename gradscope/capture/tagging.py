@@ -19,6 +19,7 @@ from gradscope.capture.hook import Hook, hang, hooks_of_others
 from gradscope.contributions.precision import squared_norm
 from gradscope.moments.leaf import Leaf
 from gradscope.moments.microstep import MicroStep
+from gradscope.random_numbers import random_state_kept
 from gradscope.statistics.random_signs import balanced_signs
 
 if TYPE_CHECKING:
@@ -161,9 +162,8 @@ def _numbers(leaf: Leaf, signed: Tensor) -> tuple[Tensor, Tensor | None]:
 def state_kept(model: Module, forward: Forward, grad: Tensor) -> Iterator[None]:
     """What runs once more must not show: random numbers that a backward draws, statistics that a checkpoint updates again."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if forward.packs else []
-    devices = [grad.device] if grad.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with random_state_kept(grad.device):
             yield
     finally:
         # Also where the inner backward was refused halfway.

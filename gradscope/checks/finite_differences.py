@@ -14,6 +14,7 @@ from gradscope.checks.failures import GradientFailure
 from gradscope.checks.functions import custom_functions
 from gradscope.checks.layout import Layout
 from gradscope.checks.truth import LossFn, gradient
+from gradscope.random_numbers import random_state, set_random_state
 
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
@@ -63,14 +64,14 @@ def assert_gradients(
     __tracebackhide__ = True
     generator = torch.Generator("cpu").manual_seed(seed)
     with borrowed(model, batch) as ready:
-        layout, state = Layout.of(model), torch.get_rng_state()
+        layout, state = Layout.of(model), random_state()
 
         def loss() -> float:
-            torch.set_rng_state(state)
+            set_random_state(state)
             with torch.no_grad():
                 return float(loss_fn(model, ready))
 
-        torch.set_rng_state(state)
+        set_random_state(state)
         grad = gradient(model, loss_fn, ready, layout)
         wrong = []
         for i, (name, place) in enumerate(zip(layout.names, layout.slices, strict=True)):
@@ -81,7 +82,7 @@ def assert_gradients(
                 if slope is not None:
                     wrong.append((name, expected, slope))
                     break
-        torch.set_rng_state(state)
+        set_random_state(state)
         functions = custom_functions(loss_fn(model, ready), layout, [name for name, _, _ in wrong]) if wrong else ()
     if wrong:
         found = tuple(WrongGradient(name, a, b, functions) for name, a, b in wrong)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils import _pytree as tree
 from gradscope.checks.borrowed import borrowed, can_widen
 from gradscope.checks.failures import LeakageFailure
 from gradscope.errors import InvalidArgumentError
+from gradscope.random_numbers import random_state, set_random_state
 from gradscope.reference import sample_count
 
 _SAMPLES_TRIED = 8
@@ -63,7 +64,7 @@ def assert_no_leakage(model: nn.Module, batch: Any) -> None:
 
     wide = can_widen(model, batch, run)
     with borrowed(model, batch, wide=wide) as ready:
-        state = torch.get_rng_state()
+        state = random_state()
         base = _rows(model, ready, n, run, state)
         _require_rows(model, base, n)
         for i in range(0, n, max(1, n // _SAMPLES_TRIED)):
@@ -87,7 +88,7 @@ class _Record:
     outputs: list[Tensor]
 
 
-def _rows(model: nn.Module, batch: Any, n: int, run: Callable[[Any], Any], state: Tensor) -> list[_Record]:
+def _rows(model: nn.Module, batch: Any, n: int, run: Callable[[Any], Any], state: Sequence[Tensor]) -> list[_Record]:
     """Inputs and outputs of every module's calls, in the order in which they returned."""
     records: list[_Record] = []
     handles = []
@@ -97,7 +98,7 @@ def _rows(model: nn.Module, batch: Any, n: int, run: Callable[[Any], Any], state
             records.append(_Record(name, module, _tensors((args, kwargs)), _tensors(output)))
 
         handles.append(module.register_forward_hook(keep, with_kwargs=True))
-    torch.set_rng_state(state)
+    set_random_state(state)
     try:
         run(batch)
     finally:

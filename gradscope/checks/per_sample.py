@@ -12,6 +12,7 @@ from torch.utils import _pytree as tree
 from gradscope.checks.borrowed import borrowed, can_widen
 from gradscope.checks.failures import PerSampleFailure, RuleFailure
 from gradscope.errors import MixedSamplesError
+from gradscope.random_numbers import random_state, set_random_state
 from gradscope.reference import LossFn, per_sample_gradients
 from gradscope.report import Report
 from gradscope.scope import watch
@@ -102,12 +103,12 @@ def _compared(
     wide = can_widen(model, batch, lambda ready: loss_fn(model, ready))
     allowed = rtol if rtol is not None else 1e-7 if wide else 1e-3
     with borrowed(model, batch, wide=wide) as ready:
-        state = torch.get_rng_state()
+        state = random_state()
         try:
             oracle = per_sample_gradients(model, loss_fn, ready)
         except MixedSamplesError as error:
             raise PerSampleFailure(str(error)) from error
-        torch.set_rng_state(state)
+        set_random_state(state)
         with watch(model) as scope:
             loss_fn(model, ready).backward()
             report = scope.step()

@@ -16,6 +16,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from gradscope.random_numbers import random_state, set_random_state
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Companions:
@@ -108,16 +110,13 @@ class RandomState:
     """The state of every global random generator: torch's, Python's and numpy's."""
 
     def __init__(self) -> None:
-        self._torch = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self._torch = random_state()
         self._python = random.getstate()
         self._numpy = np.random.get_state()  # the global state is what users' code draws from
 
     def restore(self) -> None:
         """Put the generators back to this state."""
-        torch.set_rng_state(self._torch)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
+        set_random_state(self._torch)
         random.setstate(self._python)
         np.random.set_state(self._numpy)
 

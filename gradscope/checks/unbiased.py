@@ -16,6 +16,7 @@ from gradscope.checks.failures import BiasFailure
 from gradscope.checks.layout import Layout
 from gradscope.checks.truth import LossFn, gradient
 from gradscope.errors import InvalidArgumentError
+from gradscope.random_numbers import random_state, set_random_state
 from gradscope.reference import sample_count, take
 
 _MOST_SUBSETS = 256
@@ -73,10 +74,10 @@ def assert_unbiased(
     generator = torch.Generator("cpu").manual_seed(seed)
     wide = can_widen(model, dataset, lambda batch: loss_fn(model, batch))
     with borrowed(model, dataset, wide=wide) as ready:
-        layout, state = Layout.of(model), torch.get_rng_state()
+        layout, state = Layout.of(model), random_state()
 
         def of(rows: Sequence[int]) -> Tensor:
-            torch.set_rng_state(state)
+            set_random_state(state)
             return gradient(model, loss_fn, take(ready, rows), layout)
 
         full = of(range(n))

@@ -20,7 +20,6 @@ from gradscope.contributions.compiled_convolution import (
 )
 from gradscope.contributions.contribution import Contribution, Probe
 from gradscope.contributions.convolution_costs import NATIVE, PATCHES, SHIFTED_GRAM, WINOGRAD, costs
-from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.outer import Outer
@@ -33,6 +32,7 @@ from gradscope.contributions.shifts import Shifts
 from gradscope.contributions.winograd import by_winograd, placed
 from gradscope.contributions.workspace import Workspace
 from gradscope.kernels import Products, ShiftedGram
+from gradscope.wide import widen
 
 #: Up to this many channels (of a group) the right factor is met by a native convolution, which reads them less often.
 FEW_CHANNELS = 8
@@ -231,6 +231,6 @@ class Convolution(Contribution):
         return Convolution(inputs, workspace.chosen("chosen gradients", self.grads, index), self.shape, self.geometry)
 
     def regroup(self, sample_of_row: Tensor, samples: int) -> Contribution:
-        order, whole = RowOrder(sample_of_row, samples), self.outer()
+        order, whole = RowOrder.of(sample_of_row, samples), self.outer()
         inputs, grads = (order.gather(f).transpose(1, 2).flatten(2, 3) for f in (whole.inputs, whole.grads))
         return Outer(inputs, grads, self.shape)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.precision import BLOCK, row_squares, working
+from gradscope.wide import widen
 
 #: Numbers that may wait for those of other parameters.
 FEW = 1 << 16
@@ -89,9 +90,4 @@ def settle_vectors(
     lengths: Tensor = torch.linalg.vector_norm(table, dim=2)
     second = table.square().sum(1) if moments else None
     along = table.mul_(torch.stack(list(lefts)).unsqueeze(1)).sum(2, keepdim=True)
-    return lengths.double().square_(), along.double(), second
-
-
-def widen(tensor: Tensor) -> Tensor:
-    """The tensor in double precision, real or complex."""
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+    return widen(lengths).square_(), widen(along), second

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.workspace import Workspace
+from gradscope.wide import widen
 
 #: A Gram sum this small beside what it would be without cancellation has lost its digits in that dtype.
 CANCELLED = {torch.float32: 1e-3, torch.complex64: 1e-3, torch.float64: 1e-11, torch.complex128: 1e-11}
@@ -138,7 +139,7 @@ def triangle(block: Callable[[int, int], Tensor], positions: int, count: int) ->
         products = block(low, high)
         dtype = products.dtype
         own = products[:, :, low:]
-        part = own.sum((1, 2)).double()
+        part = widen(own.sum((1, 2)))
         if low:
             part.add_(products[:, :, :low].sum((1, 2)), alpha=2)
         # Rounding may leave a diagonal that should be zero just below it.
@@ -147,7 +148,7 @@ def triangle(block: Callable[[int, int], Tensor], positions: int, count: int) ->
         uncancelled = root if uncancelled is None else uncancelled.add_(root)
     if total is None or uncancelled is None:
         raise ValueError("a triangle has at least one strip")
-    return total, ~(total > uncancelled.double().square_().mul_(CANCELLED[dtype]))
+    return total, ~(total > widen(uncancelled).square_().mul_(CANCELLED[dtype]))
 
 
 #: Halves of a triangle are cut until they are this small: smaller products are slow.
@@ -191,4 +192,4 @@ def halved(first: Tensor, second: Tensor, count: int, made: Blocks) -> tuple[Ten
     total = own.reshape(many, -1).sum(1)
     if apart is not None:
         total.add_(apart, alpha=2)
-    return total.double(), ~(total > root.square_().mul_(CANCELLED[own.dtype]))
+    return widen(total), ~(total > root.square_().mul_(CANCELLED[own.dtype]))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gradscope.contributions.products import pieces
 from gradscope.contributions.workspace import Workspace
+from gradscope.wide import widen
 
 #: Products below this many elements are built several samples at a time: calls would cost more than they do.
 SMALL = 1 << 14
@@ -104,4 +105,4 @@ class OneByOne:
 
     def squares(self) -> Tensor:
         """``‖hᵢ‖²``, float64 ``[n]``."""
-        return self._lengths.double().square_().sum(1)
+        return widen(self._lengths).square_().sum(1)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from gradscope.contributions.compiled import GRAM_KERNEL, PRODUCT_KERNEL, gram_sums, kernels_for, looked, outer_sums
 from gradscope.contributions.contribution import Contribution, Probe, project
-from gradscope.contributions.dense import widen
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.gram import SharedBlocks
 from gradscope.contributions.outer_bias import OuterBias, along, sums_along
@@ -27,6 +26,7 @@ from gradscope.contributions.outer_norms import (
 from gradscope.contributions.precision import working
 from gradscope.contributions.rows import RowOrder
 from gradscope.contributions.workspace import Workspace
+from gradscope.wide import widen
 
 #: From so many positions on, probes are taken from sums along them.
 POSITIONS = 8
@@ -178,7 +178,7 @@ class Outer(Contribution):
         return Outer(inputs, workspace.chosen("chosen gradients", self.grads, index), self.shape)
 
     def regroup(self, sample_of_row: Tensor, samples: int) -> Outer:
-        order = RowOrder(sample_of_row, samples)
+        order = RowOrder.of(sample_of_row, samples)
         inputs, grads = (order.gather(factor).transpose(1, 2).flatten(2, 3) for factor in (self.inputs, self.grads))
         return Outer(inputs, grads, self.shape)
 

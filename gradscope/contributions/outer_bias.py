@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.contributions.dense import Dense, widen
+from gradscope.contributions.dense import Dense
+from gradscope.wide import widen
 
 
 class OuterBias(Dense):

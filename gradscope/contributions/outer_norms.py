@@ -16,6 +16,7 @@ from gradscope.contributions.one_by_one import LARGE, OneByOne
 from gradscope.contributions.precision import BLOCK, row_squares
 from gradscope.contributions.products import FEW, Reduction, pieces, turned
 from gradscope.contributions.workspace import Workspace
+from gradscope.wide import widen
 
 GRAM, PRODUCTS = "Gram", "products"
 
@@ -51,7 +52,7 @@ def by_vectors(inputs: Tensor, grads: Tensor) -> Tensor:
     n, groups, _, d = inputs.shape
     p = grads.shape[3]
     if groups == 1 and max(d, p) <= BLOCK:
-        norms: Tensor = torch.linalg.vector_norm(inputs.reshape(n, d), dim=1).double()
+        norms: Tensor = widen(torch.linalg.vector_norm(inputs.reshape(n, d), dim=1))
         return norms.mul_(torch.linalg.vector_norm(grads.reshape(n, p), dim=1)).square_()
     squares = row_squares(inputs.reshape(n * groups, -1)) * row_squares(grads.reshape(n * groups, -1))
     return squares.reshape(n, groups).sum(1)

@@ -15,6 +15,7 @@ from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.one_by_one import SMALL, OneByOne
 from gradscope.contributions.products import pieces
 from gradscope.contributions.workspace import Workspace
+from gradscope.wide import wide_dtype, widen
 
 #: ``(inputs, memory=...) -> patches``.
 Unfold = Callable[..., Tensor]
@@ -85,7 +86,7 @@ def patches_one_by_one(
     n, offsets, shape = inputs.shape[0], prod(geometry.kernel), torch.Size((out, patch))
     total = inputs.new_empty(shape) if summed else None
     second = workspace.lend(shape, inputs) if moments else None
-    found = Built(inputs.new_zeros(n, dtype=torch.float64), total, second)
+    found = Built(inputs.new_zeros(n, dtype=wide_dtype(inputs)), total, second)
     # With a stride, pixels would have to be sorted; patches exist, and each pixel is in few of them.
     probe = probe if prod(geometry.stride) > 1 else None
     met: list[Tensor] = []
@@ -105,7 +106,7 @@ def patches_one_by_one(
         found.take(built, own)
     if probe is not None:
         right = torch.stack(met).sum(0) if len(met) > 1 else met[0]
-        found.probes = torch.matmul(probe.left, grads.flatten(2)).mul_(right).sum(2).double()
+        found.probes = widen(torch.matmul(probe.left, grads.flatten(2)).mul_(right).sum(2))
     return found
 
 

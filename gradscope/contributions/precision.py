@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradscope.wide import widen
+
 #: float32 sums over longer rows lose digits (5e-4 at 8 M elements); blocks are added in float64.
 BLOCK = 1024
 
@@ -20,12 +22,12 @@ def row_squares(tensor: Tensor) -> Tensor:
     length = rows.shape[1]
     if length <= BLOCK:
         short: Tensor = torch.linalg.vector_norm(rows, dim=1)
-        return short.double().square()
+        return widen(short).square()
     whole = length // BLOCK * BLOCK
     blocks = rows[:, :whole].reshape(rows.shape[0], -1, BLOCK)
-    squares: Tensor = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    squares: Tensor = widen(torch.linalg.vector_norm(blocks, dim=2)).square().sum(1)
     if whole < length:
-        squares = squares + torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
+        squares = squares + widen(torch.linalg.vector_norm(rows[:, whole:], dim=1)).square()
     return squares
 
 
@@ -39,8 +41,8 @@ def squared_norm(tensor: Tensor) -> Tensor:
     length = flat.shape[0]
     if length <= BLOCK * BLOCK // 16:
         # Short enough for one product to keep its digits.
-        return flat.dot(flat).double()
+        return widen(flat.dot(flat))
     whole = length - length % BLOCK
-    lengths = torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1).double()
+    lengths = widen(torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1))
     squares: Tensor = lengths.dot(lengths)
-    return squares if whole == length else squares + flat[whole:].dot(flat[whole:]).double()
+    return squares if whole == length else squares + widen(flat[whole:].dot(flat[whole:]))

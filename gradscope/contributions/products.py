@@ -9,6 +9,7 @@ from gradscope.contributions.contribution import Probe
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.precision import row_squares
 from gradscope.contributions.workspace import Workspace
+from gradscope.wide import wide_dtype
 
 #: Up to this many samples are added to a second moment one after another; more are summed first.
 FEW = 4
@@ -50,14 +51,13 @@ class Reduction:
     ) -> None:  # fmt: skip
         self.size = size
         self.transposed = transposed
-        self._squares = like.new_zeros(samples, dtype=torch.float64)
+        self._squares = like.new_zeros(samples, dtype=wide_dtype(like).to_real())
         self._moment = like.new_zeros(size, dtype=like.dtype.to_real()) if moments else None
         self._rows = self._columns = self._probes = None
         if probe is not None:
             rows, self._columns = (probe.right, probe.lefts) if transposed else (probe.left, probe.rights)
             self._rows = rows.reshape(len(self._columns), size[0], size[1])
-            wide = torch.complex128 if like.is_complex() else torch.float64
-            self._probes = like.new_zeros(len(self._columns), samples, dtype=wide)
+            self._probes = like.new_zeros(len(self._columns), samples, dtype=wide_dtype(like))
 
     def multiply(self, left: Tensor, right: Tensor, sample: int, workspace: Workspace) -> None:
         """Build and take the gradients ``left @ right`` of the samples from ``sample`` on, in bands of rows.

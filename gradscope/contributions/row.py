@@ -15,6 +15,7 @@ from gradscope.contributions.outer import Outer
 from gradscope.contributions.precision import BLOCK, row_squares, working
 from gradscope.contributions.workspace import Workspace
 from gradscope.kernels import available, rows_read
+from gradscope.wide import widen
 
 
 class SketchMemory:
@@ -128,7 +129,7 @@ def settle(sketches: Sequence[RowSketch]) -> list[tuple[Tensor, Tensor, Tensor, 
         For each sketch ``[n]`` float64, ``[n, 1]``, ``[n]`` float64, ``[n, 1]``.
     """
     inputs, right, rows, left = tables(sketches).unbind(1)
-    weights, biases = (inputs * rows).double().square_(), rows.double().square_()
+    weights, biases = widen(inputs * rows).square_(), widen(rows).square_()
     probes = ((right * left).unsqueeze(2), left.unsqueeze(2))
     columns = (weights.unbind(), probes[0].unbind(), biases.unbind(), probes[1].unbind())
     return list(zip(*columns, strict=True))
@@ -196,7 +197,7 @@ class Row(Outer):
         if not self.short:
             return row_squares(self.x) * row_squares(self.row)
         self.lengths = torch.linalg.vector_norm(self.row, dim=1)
-        squares: Tensor = (torch.linalg.vector_norm(self.x, dim=1) * self.lengths).double().square_()
+        squares: Tensor = widen(torch.linalg.vector_norm(self.x, dim=1) * self.lengths).square_()
         return squares
 
     def probe(self, probe: Probe) -> Tensor:
@@ -219,7 +220,7 @@ class RowBias(Dense):
 
     def squared_norms(self) -> Tensor:
         lengths = self.weight.lengths
-        return super().squared_norms() if lengths is None else lengths.double().square_()
+        return super().squared_norms() if lengths is None else widen(lengths).square_()
 
     def probe(self, probe: Probe) -> Tensor:
         known = self.weight.left

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe, project
-from gradscope.contributions.dense import widen
 from gradscope.contributions.precision import row_squares, working
 from gradscope.contributions.rows import RowOrder
+from gradscope.wide import wide_dtype, widen
 
 
 class Scatter(Contribution):
@@ -64,10 +64,10 @@ class Scatter(Contribution):
 
     def squared_norms(self) -> Tensor:
         if self.ids.numel() == 0:
-            return torch.zeros(self.samples, dtype=torch.float64, device=self.grads.device)
+            return torch.zeros(self.samples, dtype=wide_dtype(self.grads).to_real(), device=self.grads.device)
         sums, keys = self.segments()
         squares = row_squares(sums)
-        result = torch.zeros(self.samples, dtype=torch.float64, device=squares.device)
+        result = torch.zeros(self.samples, dtype=squares.dtype, device=squares.device)
         return result.index_add_(0, keys // self.shape[0], squares)
 
     def probe(self, probe: Probe) -> Tensor:
@@ -87,7 +87,7 @@ class Scatter(Contribution):
         return Scatter(self.ids[index], self.grads[index], self.shape)
 
     def regroup(self, sample_of_row: Tensor, samples: int) -> Scatter:
-        order = RowOrder(sample_of_row, samples)
+        order = RowOrder.of(sample_of_row, samples)
         # Padding reads row 0 with a gradient of zero.
         return Scatter(order.gather(self.ids).flatten(1, 2), order.gather(self.grads).flatten(1, 2), self.shape)
 

@@ -12,6 +12,7 @@ from gradscope.contributions.dense import Dense
 from gradscope.contributions.outer import Outer
 from gradscope.contributions.precision import row_squares
 from gradscope.contributions.scatter import Scatter
+from gradscope.wide import widen
 
 
 def sum_of_uses(uses: Sequence[Contribution]) -> Contribution:
@@ -90,8 +91,5 @@ def inner_products(table: Scatter, head: Outer) -> Tensor:
     """
     picked = torch.gather(head.grads[:, 0], 2, table.ids.unsqueeze(1).expand(-1, head.grads.shape[2], -1))  # [n, t, s]
     products = head.inputs[:, 0] @ table.grads.mH
-    return (
-        (picked * products).real.double().sum((1, 2))
-        if products.is_complex()
-        else ((picked * products).double().sum((1, 2)))
-    )
+    crossed = picked * products
+    return widen(crossed.real if crossed.is_complex() else crossed).sum((1, 2))

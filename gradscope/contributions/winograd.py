@@ -13,6 +13,7 @@ from gradscope.contributions.convolution_costs import READ, TILE, elements, room
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.products import pieces
 from gradscope.contributions.workspace import Workspace
+from gradscope.wide import wide_dtype, widen
 
 #: Rows of the kernel from the six products of a tile, 24 times as large: Toom-Cook at 0, 1, -1, 2, -2 and infinity.
 INVERSE = ((6.0, -4.0, -4.0, 1.0, 1.0, 0.0), (0.0, -4.0, 4.0, 2.0, -2.0, 0.0), (0.0, -4.0, -4.0, 4.0, 4.0, 24.0))
@@ -135,8 +136,8 @@ def _gradients(left: Tensor, right: Tensor, geometry: Geometry, workspace: Works
 
 def _scale(left: Tensor, right: Tensor) -> Tensor:
     """What each sample's products can come to at most, float64 ``[m]``."""
-    first, second = (torch.linalg.vector_norm(side.flatten(2), dim=2).double() for side in (left, right))
-    bound = left.new_tensor(INVERSE, dtype=torch.float64).abs().amax(0).div_(24)
+    first, second = (widen(torch.linalg.vector_norm(side.flatten(2), dim=2)) for side in (left, right))
+    bound = left.new_tensor(INVERSE, dtype=wide_dtype(left)).abs().amax(0).div_(24)
     return bound.matmul(first.mul_(second))
 
 
@@ -149,7 +150,7 @@ def _probes(built: Tensor, probe: Probe) -> Tensor:
 
 
 def _reduced(built: Tensor, scale: Tensor, probes: Tensor | None, *, moments: bool) -> Tiled:
-    squares = torch.linalg.vector_norm(built, dim=4).double().square_().sum((0, 1, 3))
+    squares = widen(torch.linalg.vector_norm(built, dim=4)).square_().sum((0, 1, 3))
     second = built.square_().sum(2) if moments else None
     return Tiled(squares, ~(squares > scale.mul_(LOST).square_()) & (scale > 0), second, probes)
 

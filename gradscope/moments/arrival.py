@@ -12,6 +12,7 @@ from torch import Tensor
 from gradscope.contributions import Probe
 from gradscope.contributions.precision import squared_norm
 from gradscope.kernels import available, readings, serves, serves_lines
+from gradscope.wide import widen
 
 #: Vectors up to this many elements are put into one table: for them calls cost more than what they compute.
 VECTOR = 1 << 12
@@ -237,7 +238,7 @@ def _alike(grads: Sequence[Tensor], probes: Sequence[Probe]) -> Tensor:
     table = torch.stack(list(grads))
     lengths: Tensor = torch.linalg.vector_norm(table, dim=1)
     along = table.mul_(torch.stack([probe.lefts[0] for probe in probes])).sum(1)
-    return torch.stack([lengths.double().square_(), along.double()])
+    return torch.stack([widen(lengths).square_(), widen(along)])
 
 
 def _short(grads: Sequence[Tensor], probes: Sequence[Probe]) -> Tensor:
@@ -247,7 +248,7 @@ def _short(grads: Sequence[Tensor], probes: Sequence[Probe]) -> Tensor:
         flat, left, right = grad.view(-1), probe.lefts[0], probe.rights[0]
         squares.append(flat.dot(flat))
         along.append(flat.dot(left) if right.shape[0] == 1 else left.dot(grad.view(left.shape[0], -1).mv(right)))
-    return torch.stack([torch.stack(squares), torch.stack(along)]).double()
+    return widen(torch.stack([torch.stack(squares), torch.stack(along)]))
 
 
 def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> Tensor:
@@ -260,4 +261,4 @@ def _matrices(grads: Sequence[Tensor], probes: Sequence[Probe]) -> Tensor:
         sizes, parts = zip(*found, strict=True)
         squares.append(sizes[0] if len(sizes) == 1 else torch.stack(sizes).sum())
         along.append(left.dot(parts[0] if len(parts) == 1 else torch.cat(parts)))
-    return torch.stack([torch.stack(squares), torch.stack(along).double()])
+    return torch.stack([torch.stack(squares), widen(torch.stack(along))])

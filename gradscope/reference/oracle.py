@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from gradscope.errors import MixedSamplesError
+from gradscope.random_numbers import random_state, set_random_state
 from gradscope.reference.batch import sample_count
 from gradscope.reference.passes import Call, LossFn, Pass
-from gradscope.reference.random_state import random_state, set_random_state
 from gradscope.reference.residual import TOLERANCE, residual
 from gradscope.reference.slices import contributions_of_slices
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as tree
 
 from gradscope.errors import InvalidArgumentError
-from gradscope.reference.random_state import random_state
+from gradscope.random_numbers import random_state
 
 LossFn = Callable[[Any, Any], Tensor]
 

@@ -13,6 +13,7 @@ from torch.nn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from gradscope.random_numbers import has_random_state, random_state, random_state_kept
 from gradscope.rules.recompute import RecomputationError, without_hooks
 
 
@@ -52,11 +53,10 @@ class PackedRecomputation:
             RecomputationError: if the module draws random numbers.
         """
         owner = sample_of_packed_row(self.packed)
-        devices = [owner.device] if owner.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), without_hooks(self.module), torch.enable_grad():
-            before = torch.get_rng_state()
+        with random_state_kept(owner.device), without_hooks(self.module), torch.enable_grad():
+            before = random_state()
             rows = [self._one((owner == i).nonzero()[:, 0], i) for i in range(self.samples)]
-            if not torch.equal(before, torch.get_rng_state()) or (self.module.training and self.module.dropout):
+            if not has_random_state(before) or (self.module.training and self.module.dropout):
                 raise RecomputationError("it draws random numbers, so recomputing it would not give what ran")
         return {name: torch.stack([row[k] for row in rows]) for k, name in enumerate(self.parameters)}
 

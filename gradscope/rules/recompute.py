@@ -16,6 +16,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 
 from gradscope.errors import GradscopeError
+from gradscope.random_numbers import has_random_state, random_state, random_state_kept
 
 
 class RecomputationError(GradscopeError):
@@ -55,15 +56,14 @@ class Recomputation:
             RecomputationError: if the module draws random numbers, or runs differently on single samples.
         """
         device = next(iter(self.parameters.values())).device
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), without_hooks(self.module), torch.enable_grad():
-            before = torch.get_rng_state()
+        with random_state_kept(device), without_hooks(self.module), torch.enable_grad():
+            before = random_state()
             try:
                 result = self._mapped()
             except Exception:  # vmap refuses what it cannot batch with errors of many types: data-dependent control
                 # flow, custom functions, randomness. Single samples show whether the module itself is at fault.
                 result = self._looped()
-            if not torch.equal(before, torch.get_rng_state()):
+            if not has_random_state(before):
                 raise RecomputationError("it draws random numbers, so recomputing it would not give what ran")
         return result
 

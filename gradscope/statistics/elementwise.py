@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gradscope.kernels import serves, variance_and_signal
 from gradscope.statistics.signal import SMALLEST_REMAINDER
+from gradscope.wide import knows_float64
 
 #: Elements that are worked on at once, so that all steps but the first find them in a core's cache.
 BLOCK = 1 << 16
@@ -19,7 +20,8 @@ def elementwise_moments(
 
     ``G² = (ḡ² - Σhᵢ²)/(1 - V₂)`` and ``variance = n·(ḡ² - G²) = n·(Σhᵢ² - V₂ḡ²)/(1 - V₂)``, elementwise. Both
     unbiased, on the scale of ``gᵢ``; with equal weights the variance is ``(n·h).var(0)``. Summed over elements they
-    give ``tr Σ`` and ``|G|²``. Computed in float64: the two terms nearly cancel where signal dominates.
+    give ``tr Σ`` and ``|G|²``. Computed in float64, on the host where the device
+    knows none: the two terms nearly cancel where signal dominates.
 
     Args:
         grad: ``ḡ``, of the parameter's shape.
@@ -37,6 +39,9 @@ def elementwise_moments(
         return nothing, nothing.clone()
     if serves(grad, contribution_sq) and grad.is_contiguous() and contribution_sq.is_contiguous():
         return variance_and_signal(grad, contribution_sq, weight_sq_sum, samples)
+    if not knows_float64(grad.device):
+        found = elementwise_moments(grad.cpu(), contribution_sq.cpu(), weight_sq_sum, samples)
+        return found[0].to(grad.device), found[1].to(grad.device)
     flat_grad, flat_sq = grad.reshape(-1), contribution_sq.reshape(-1)
     variance, signal = torch.empty_like(flat_sq), torch.empty_like(flat_sq)
     size = BLOCK if flat_sq.is_cpu else max(1, flat_sq.numel())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradscope.kernels import ratio_sums, serves
 from gradscope.statistics.elementwise import BLOCK
+from gradscope.wide import knows_float64
 
 
 def gsnr_sum(variance: Tensor, signal: Tensor) -> tuple[float, int]:
@@ -26,6 +27,8 @@ def gsnr_sum(variance: Tensor, signal: Tensor) -> tuple[float, int]:
         Liu et al. (2020), "Understanding why neural networks generalize well through GSNR of parameters",
         arXiv:2001.07384, section 2.
     """
+    if not knows_float64(variance.device):
+        variance, signal = variance.cpu(), signal.cpu()
     if serves(variance, signal) and variance.is_contiguous() and signal.is_contiguous():
         return ratio_sums(variance, signal)
     total, count = 0.0, 0

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradscope.statistics.elementwise import BLOCK
 from gradscope.statistics.signal import SMALLEST_REMAINDER
+from gradscope.wide import wide_dtype, widen
 
 
 def adam_preconditioner(second_moment: Tensor, step: float, beta2: float, eps: float) -> Tensor:
@@ -26,7 +27,7 @@ def adam_preconditioner(second_moment: Tensor, step: float, beta2: float, eps: f
     Source:
         Kingma and Ba (2015), arXiv:1412.6980, algorithm 1.
     """
-    corrected = second_moment.to(torch.float64) / (1 - beta2**step)
+    corrected = widen(second_moment) / (1 - beta2**step)
     return torch.reciprocal(corrected.sqrt() + eps)
 
 
@@ -42,15 +43,15 @@ def weighed_squares(grad: Tensor, contribution_sq: Tensor, adam: Callable[[slice
         adam: the diagonal of ``P``, for a slice of the flattened parameter.
     """
     flat_grad, flat_sq = grad.reshape(-1), contribution_sq.reshape(-1)
-    found = torch.zeros(2, dtype=torch.float64, device=flat_sq.device)
+    found = torch.zeros(2, dtype=wide_dtype(flat_sq), device=flat_sq.device)
     size = BLOCK if flat_sq.is_cpu else max(1, flat_sq.numel())
     for start in range(0, flat_sq.numel(), size):
         block = slice(start, start + size)
-        weight = adam(block).to(torch.float64)
+        weight = widen(adam(block))
         weight = torch.where(weight.isinf(), 0.0, weight)
         part = flat_grad[block]
-        mean_sq = (part.abs() if part.is_complex() else part).to(torch.float64).square()
-        found += torch.stack([weight.dot(mean_sq), weight.dot(flat_sq[block].to(torch.float64))])
+        mean_sq = widen(part.abs() if part.is_complex() else part).square()
+        found += torch.stack([weight.dot(mean_sq), weight.dot(widen(flat_sq[block]))])
     return found
 
 
@@ -82,5 +83,5 @@ def preconditioned_sums(variance: Tensor, signal: Tensor, preconditioner: Tensor
     Source:
         McCandlish et al. (2018), arXiv:1812.06162, section 2.2: ``B_noise`` with ``P`` in the Hessian's place.
     """
-    weight = torch.where(preconditioner.isinf(), 0.0, preconditioner.to(torch.float64))
+    weight = torch.where(preconditioner.isinf(), 0.0, widen(preconditioner))
     return float((weight * variance).sum()), float((weight * signal).sum())
