@@ -161,6 +161,12 @@ def allowed(dtype: torch.dtype, looks: int) -> float:
     return TOLERANCE.get(dtype, 1e-2) * (1 + SCATTER * sqrt(DIRECTIONS / looks))
 
 
+@lru_cache
+def bound(dtype: torch.dtype) -> float:
+    """The mean square of differences that rounding explains, however many there are."""
+    return TOLERANCE.get(dtype, 1e-2) ** 2
+
+
 def differs(error: float, limit: float) -> str:
     """What is said of contributions that do not add up."""
     return f"captured contributions differ from the gradient by {error:.1e} (up to {limit:.0e} is rounding)"

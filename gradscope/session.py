@@ -192,6 +192,7 @@ class Session:
         if self.company is None:
             self._safely(self._find_company)
         if isinstance(self.recorder, Recorder) and self.recorder.attached:
+            self._safely(self.recorder.look_where)
             # Optimizers that take turns freeze each other's parameters.
             self._safely(self.recorder.hang_wanted)
 

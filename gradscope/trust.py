@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gradscope.judgement import Judged, allowed, differs
+from gradscope.judgement import Judged, allowed, bound, differs
 
 #: Windows over which differences are averaged; most of them look along a single random direction.
 MEMORY = 128
 
 
 class Past:
-    """One parameter's squared differences.
+    """One parameter's squared differences, in units of what rounding explains: a window's precision may be another's no more.
 
     Attributes:
         squares: of the last windows.
@@ -84,10 +84,10 @@ class Trust:
             # A window that was looked at before it ended is looked at again.
             past.total -= past.squares.pop()
         # A large difference shows at once; once it is gone it must not be remembered for long.
-        most = (2 * allowed(dtype, 1)) ** 2
-        past.add(self._window, sum(min(error * error, most) for error in errors) / len(errors))
+        most, unit = (2 * allowed(dtype, 1)) ** 2, bound(dtype)
+        past.add(self._window, sum(min(error * error, most) for error in errors) / len(errors) / unit)
         count = len(past.squares)
-        error, limit = (past.total / count) ** 0.5, allowed(dtype, count)
+        error, limit = (past.total / count * unit) ** 0.5, allowed(dtype, count)
         return "" if error <= limit else f"{differs(error, limit)}, on average over {count} windows"
 
     def explained(self, indices: Sequence[int], squares: Sequence[float], bounds: Sequence[float]) -> set[int]:
@@ -96,18 +96,18 @@ class Trust:
         Args:
             indices: the parameters.
             squares: of this window's relative differences.
-            bounds: what those are bounded by, and rounding's share in an average of any number.
+            bounds: what those are bounded by, and rounding's share in an average of any number: each dtype's ``bound``.
 
         Returns:
             Parameters of which that is not certain; theirs are not noted.
         """
         window, doubtful = self._window, set()
-        for index, square, bound in zip(indices, squares, bounds, strict=True):
+        for index, square, unit in zip(indices, squares, bounds, strict=True):
             past = self._past.get(index)
             if past is None:
                 past = self._past[index] = Past()
-            if index in self.distrusted or past.window == window or past.total > bound * len(past.squares):
+            if index in self.distrusted or past.window == window or past.total > len(past.squares):
                 doubtful.add(index)
             else:
-                past.add(window, square)
+                past.add(window, square / unit)
         return doubtful

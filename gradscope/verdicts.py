@@ -93,7 +93,8 @@ def verdicts(windows: Sequence[Ended]) -> list[Verdicts]:
             found.append({})
             apart.append((found[-1], window.grad_sq))
     values = [size_of(value) for _, grad_sq in apart for value in grad_sq.values()]
-    squares = iter(_on_host([widen(torch.stack(values))])[0].tolist() if values else ())
+    tables = [torch.stack(values)] if len({value.device for value in values}) == 1 else values
+    squares = iter([float(value) for table in _on_host([widen(one) for one in tables]) for value in table.flat])
     for known, grad_sq in apart:
         known.update(zip(grad_sq, squares, strict=False))
     return [Verdicts(own, grad_sq) for own, grad_sq in zip(pieces, found, strict=True)]
@@ -104,6 +105,7 @@ def _fill(pieces: Sequence[Piece]) -> None:
     sketched: dict[tuple[Any, ...], list[Piece]] = {}
     others: list[Piece] = []
     for piece in pieces:
+        piece.step.gather()
         step, order = piece.step, sketched_order(piece.step, piece.records)
         if order is None:
             others.append(piece)

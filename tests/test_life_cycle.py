@@ -345,3 +345,42 @@ def test_a_state_of_another_model_is_refused():
             scope.load_state_dict(state)
         with pytest.raises(gradscope.errors.StateMismatchError, match="not what"):
             scope.load_state_dict({"some": "dictionary"})
+
+
+@pytest.mark.parametrize("options", [{}, {"moments": True}, {"fused": True}, {"subsample": 3}], ids=str)
+def test_a_model_that_is_converted_in_mid_run_is_measured_on(options):
+    """``.to(dtype)`` keeps the parameters and changes what they hold: directions and layouts of before fit no more."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6), nn.LayerNorm(6), nn.Flatten(), nn.Linear(18, 2))
+    optimizer = sgd(model, lr=0.0)
+    ids = torch.randint(9, (5, 3))
+    with gradscope.watch(model, optimizer, **options) as scope:
+        for k in range(9):
+            if k == 3:
+                model.double()
+            if k == 6:
+                model.float()
+            model(ids).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            report = scope.last
+            assert {one.status for one in report.coverage.values()} == {"exact"}
+            assert not report.warnings
+            assert max(one.error for one in report.coverage.values()) <= (1e-9 if 3 <= k < 6 else 1e-4)
+        assert scope.report().windows == 9
+
+
+def test_precision_that_rises_in_mid_run_is_no_mismatch():
+    """Differences of half-precision windows are no differences of those that follow."""
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)), torch.randn(8, 6)
+    optimizer = sgd(model, lr=0.0)
+    with gradscope.watch(model, optimizer) as scope:
+        for k in range(12):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=k % 6 < 3):
+                loss = model(x).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert {one.status for one in scope.last.coverage.values()} == {"exact"}, k
+        assert not scope.report().warnings

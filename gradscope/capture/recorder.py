@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from gradscope.moments.microstep import MicroStep
 
 #: Seed of the private generator: two runs over the same data print the same figures.
 SEED = 0x6772616473
+
+_PLACE = attrgetter("device", "dtype")
 
 
 class Recorder:
@@ -82,8 +85,23 @@ class Recorder:
         self.inner = True
         self.gathered = Gathered(plans, self._hang_on) if any(leaf.sharded for leaf in leaves) else None
         self.second_pass = SecondPass(self) if options.second_pass else None
+        self._parameters = [leaf.parameter for leaf in leaves]
+        self._places = list(map(_PLACE, self._parameters))
+        #: Whether they lie on several devices.
+        self.spread = _on_several(self._places)
         self._handles: list[Any] = []
         self._presence: Any = None
+
+    def look_where(self) -> None:
+        """What was found out on one device, in one precision, is found out again where parameters were converted since."""
+        places = list(map(_PLACE, self._parameters))
+        if places != self._places:
+            self._places, self.spread, self.layouts = places, _on_several(places), LayoutMemory()
+            self.graphs.clear()
+            self.refused.clear()
+            self.guarding, self.calibrated = True, False
+            for leaf in self.leaves:
+                leaf.probe = leaf.full = None
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -277,7 +295,7 @@ class Recorder:
         step = MicroStep(
             forward.samples, moments=options.moments, chosen=chosen, budget=options.budget, spot=spot, workspace=self.workspace
         )  # fmt: skip
-        step.second = forward.second
+        step.second, step.spread = forward.second, self.spread
         for index, reason in forward.uncovered.items():
             step.withhold(self.leaves[index], reason, spoiled=index in forward.interacting)
         return step
@@ -379,3 +397,7 @@ class Recorder:
                         self.estimated.discard(index)
                 elif not record.spoiled:
                     self.estimated.add(index)
+
+
+def _on_several(places: Sequence[tuple[torch.device, torch.dtype]]) -> bool:
+    return len({device for device, _ in places}) > 1

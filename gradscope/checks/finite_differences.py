@@ -14,7 +14,9 @@ from gradscope.checks.failures import GradientFailure
 from gradscope.checks.functions import custom_functions
 from gradscope.checks.layout import Layout
 from gradscope.checks.truth import LossFn, gradient
+from gradscope.errors import InvalidArgumentError
 from gradscope.random_numbers import random_state, set_random_state
+from gradscope.wide import knows_float64
 
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
@@ -59,9 +61,15 @@ def assert_gradients(
 
     Raises:
         GradientFailure: a derivative is wrong; ``.diagnosis`` is a tuple of ``WrongGradient``.
-        InvalidArgumentError: no parameter requires a gradient, or the loss is no scalar.
+        InvalidArgumentError: no parameter requires a gradient, the loss is no scalar, or the device knows no float64.
     """
     __tracebackhide__ = True
+    narrow = {str(p.device) for p in model.parameters() if not knows_float64(p.device)}
+    if narrow:
+        raise InvalidArgumentError(
+            f"assert_gradients: finite differences need float64, and {', '.join(sorted(narrow))} knows none. Move the model "
+            "and the batch to the CPU for this check; assert_per_sample and assert_accumulates run where they are."
+        )
     generator = torch.Generator("cpu").manual_seed(seed)
     with borrowed(model, batch) as ready:
         layout, state = Layout.of(model), random_state()

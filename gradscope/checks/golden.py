@@ -114,7 +114,7 @@ def _figures(gradients: Any) -> dict[str, dict[str, Any]]:
 def _of_tensor(name: str, gradient: Tensor) -> dict[str, Any]:
     dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
     dense = torch.view_as_real(dense) if dense.is_complex() else dense
-    flat = dense.reshape(-1).to("cpu", torch.float64).numpy()
+    flat = dense.reshape(-1).cpu().to(torch.float64).numpy()
     figures: dict[str, Any] = {
         "dtype": str(dense.dtype).removeprefix("torch."),
         "norm": _plain(float(np.linalg.norm(flat))),

@@ -59,7 +59,7 @@ class Layout:
             flat = tensor.detach()
             flat = flat.to_dense() if flat.layout is not torch.strided else flat
             flat = torch.view_as_real(flat.resolve_conj()) if flat.is_complex() else flat
-            parts.append(flat.reshape(-1).to("cpu", torch.float64))
+            parts.append(flat.reshape(-1).cpu().to(torch.float64))
         return torch.cat(parts)
 
     def gradients(self) -> Tensor:

@@ -144,7 +144,7 @@ def _change(was: Tensor, now: Tensor, i: int, n: int) -> float:
     if was.dim() == 0 or was.shape[0] % n:
         return 0.0
     per = was.shape[0] // n
-    a, b = was[i * per : (i + 1) * per].double(), now[i * per : (i + 1) * per].double()
+    a, b = (rows[i * per : (i + 1) * per].cpu().double() for rows in (was, now))
     size = max(float(a.norm()), float(b.norm()))
     difference = float((a - b).norm())
     return difference / size if size > 0 and difference == difference else 0.0

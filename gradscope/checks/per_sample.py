@@ -119,7 +119,7 @@ def _compared(
 
 
 def _difference(name: str, gradients: Tensor, report: Report, every: bool, floor: float) -> CapturedWrongly | None:
-    expected = torch.linalg.vector_norm(gradients.flatten(1), dim=1).double().cpu()
+    expected = torch.linalg.vector_norm(gradients.flatten(1), dim=1).cpu().double()
     coverage = report.coverage.get(name)
     status, rule = (coverage.status, coverage.rule) if coverage else ("not measured", "")
     figures = report.parameters.get(name)

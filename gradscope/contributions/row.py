@@ -41,6 +41,10 @@ class SketchMemory:
         """Empty, on the CPU."""
         return cls(torch.empty(places, 4, samples, dtype=dtype, device="cpu"))
 
+    def on_host(self) -> SketchMemory:
+        """The same, on the CPU."""
+        return self if self.numbers.is_cpu else SketchMemory(self.numbers.cpu(), self.used)
+
     def has_room(self, dtype: torch.dtype) -> bool:
         """Whether one more sketch of this precision fits in."""
         return self.used < self.numbers.shape[0] and self.dtype is dtype

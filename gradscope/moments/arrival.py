@@ -109,6 +109,12 @@ class Arrival:
     def _change(self, square: Tensor, along: Tensor) -> None:
         self._squared_norm, self._probe, self.table, self.stored = square, along, _ALONE, None
 
+    def gather(self) -> None:
+        """The numbers are on the host from here on."""
+        stored = self.stored
+        self._change(self.squared_norm.cpu(), self.probe.cpu())
+        self.stored = stored
+
     def add(self, grad: Tensor, probe: Probe) -> None:
         """A further arrival in the same backward (a weight used inside and outside a reentrant checkpoint)."""
         grad = grad.detach()

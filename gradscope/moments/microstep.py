@@ -78,6 +78,15 @@ class Measured:
         if found.algorithm:
             self.rule = f"{self.rule} ({found.algorithm})"
 
+    def gather(self) -> None:
+        """Numbers are on the host from here on; what has the parameter's size stays where it is."""
+        for name in ("norms", "probes", "built", "signed_sum", "signed_probe", "parameter_probe"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value.cpu())
+        if self.arrival is not None:
+            self.arrival.gather()
+
     @property
     def described(self) -> bool:
         """Whether it has figures, or will have them when they are looked at."""
@@ -117,6 +126,8 @@ class MicroStep:
         self.chosen = chosen
         self.budget = budget
         self.signs: Tensor | None = None
+        #: Whether its parameters lie on several devices.
+        self.spread = False
         self.measured: dict[int, Measured] = {}
         self.held: dict[int, Held] = {}
         self.sketches: list[tuple[RowSketch, list[Measured]]] = []
@@ -240,6 +251,15 @@ class MicroStep:
         records.append(record)
         return True
 
+    def gather(self) -> None:
+        """Numbers of several devices can only be compared on the host."""
+        if self.spread:
+            self.spread = False
+            for sketch, _ in self.sketches:
+                sketch.memory = sketch.memory.on_host()
+            for record in self.measured.values():
+                record.gather()
+
     def settle(self) -> None:
         """The figures of layers whose contributions are rows, all at once; only when somebody looks at them."""
         settle_all([self])
@@ -334,6 +354,7 @@ def joined(steps: list[MicroStep], arrivals: Mapping[int, Arrival]) -> MicroStep
         starts = itertools.accumulate((step.samples for step in steps), initial=0)
         whole.chosen = torch.cat([start + (torch.arange(s.samples, device="cpu") if s.chosen is None else s.chosen)
                                   for s, start in zip(steps, starts, strict=False)])  # fmt: skip
+    whole.spread = any(step.spread for step in steps)
     whole.peak_bytes = sum(step.peak_bytes for step in steps)
     whole.notices = [notice for step in steps for notice in step.notices]
     for index in sorted({index for step in steps for index in step.measured}):

@@ -82,7 +82,7 @@ def _require_independent_rows(model: nn.Module, call: Call, n: int) -> None:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     tolerance = TOLERANCE.get(b.dtype, 2e-4)
-    a, b = (t.detach() if t.is_complex() else t.detach().double() for t in (a, b))
+    a, b = (t.detach().cpu() if t.is_complex() else t.detach().cpu().double() for t in (a, b))
     scale, error = float(torch.linalg.vector_norm(b)), float(torch.linalg.vector_norm(a - b))
     return error <= tolerance * scale or scale != scale
 

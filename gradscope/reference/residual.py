@@ -14,7 +14,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torc
 def residual(parts: list[dict[str, Tensor]], weights: Sequence[float], whole: dict[str, Tensor]) -> float:
     """Largest over the parameters of ``‖Σ aᵢpᵢ - whole‖``, in units of what rounding may explain."""
     worst = 0.0
-    top = sum(float(w.abs().square().sum().double()) for w in whole.values()) ** 0.5
+    top = sum(float(w.abs().square().sum()) for w in whole.values()) ** 0.5
     for name, target in whole.items():
         total = sum((a * p[name] for a, p in zip(weights, parts, strict=True)), torch.zeros_like(target))
         size = sum(abs(a) * float(torch.linalg.vector_norm(p[name])) for a, p in zip(weights, parts, strict=True))

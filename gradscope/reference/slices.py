@@ -44,13 +44,13 @@ def contributions_of_slices(
 
 def _weights(single: list[dict[str, Tensor]], target: dict[str, Tensor]) -> list[float] | None:
     """Weights ``aᵢ`` with ``Σ aᵢmᵢ = target`` in least squares; None where they are not unique."""
-    columns = torch.stack([torch.cat([g.double().reshape(-1) for g in one.values()]) for one in single], 1)
+    columns = torch.stack([torch.cat([g.cpu().double().reshape(-1) for g in one.values()]) for one in single], 1)
     scale = columns.norm(dim=0)
     if not bool((scale > 0).all()):
         return None
     columns = columns / scale
     if int(torch.linalg.matrix_rank(columns, rtol=1e-4)) < len(single):
         return None
-    goal = torch.cat([g.double().reshape(-1) for g in target.values()])
+    goal = torch.cat([g.cpu().double().reshape(-1) for g in target.values()])
     solution = torch.linalg.lstsq(columns, goal.unsqueeze(1)).solution[:, 0] / scale
     return [float(a) for a in solution]
