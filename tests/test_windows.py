@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -857,3 +858,21 @@ def test_a_step_that_the_scaler_skips_drops_its_window(passed, set_to_none):
         assert (report.windows, report.samples) == (2, 12)
         assert math.isfinite(report.total.trace_cov)
         assert report.last_window in (2, 3)
+
+
+def test_a_report_that_fails_says_so_and_ends_no_run(monkeypatch):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, optimizer) as scope:
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+
+        def broken(*_):
+            raise RuntimeError("on purpose")
+
+        monkeypatch.setattr(sys.modules["gradscope.summary.digest"], "unit_sample_norms", broken)
+        report = scope.report()
+        assert report.parameters == {}
+        assert "these windows have no report: RuntimeError: on purpose" in " ".join(str(report).split())
+        monkeypatch.undo()
+        assert set(scope.report().parameters) == {"weight", "bias"}
