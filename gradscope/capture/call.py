@@ -119,7 +119,9 @@ class Call:
             return
         assumed = self.forward.ambiguous or (isinstance(layout, BatchDim) and not layout.measured)
         if self.plan.layouts.negligible:
-            assumed |= self.plan.layouts.outgrown(self.place, partial(largest, described))
+            outgrown = self.plan.layouts.outgrown(self.place, partial(largest, described))
+            assumed |= outgrown
+            self.forward.unsettled |= outgrown
         for name, leaf in leaves.items():
             contribution = described.get(name)
             if contribution is None:

@@ -33,10 +33,13 @@ class Rows:
 
     Attributes:
         sample_of_row: int64 ``[R]``, over the flattened leading dimensions.
+        folded: samples come one after another with equally many rows each, or one row of each in turn, as a view of what has a
+            dimension of samples gives them: where nothing flowed, rows are known as well.
         known: what was found out about it, so that the host waits for the device once.
     """
 
     sample_of_row: Tensor
+    folded: bool = False
     known: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -80,9 +83,11 @@ def find_layout(
     if not candidates and n > 1 and len(lead) == 1 and lead[0] % n == 0:
         # Samples folded into one dimension with something else, before or behind it.
         numbers = np.arange(lead[0])
-        for index in (numbers // (lead[0] // n), numbers % n):
-            if (rows.off(marks[index]) <= allowed).all():
-                return Rows(torch.from_numpy(index).to(plain.device))
+        folds = (numbers // (lead[0] // n), numbers % n)
+        fitting = [index for index in folds if (rows.off(marks[index]) <= allowed).all()]
+        if fitting:
+            # Where little flowed, both may fit.
+            return Rows(torch.from_numpy(fitting[0]).to(plain.device), folded=len(fitting) == 1)
     # Every row on its own: which tag did it come out with?
     index = np.abs(rows.ratios()[:, None] - marks).argmin(1)
     spacing = np.diff(np.sort(marks)).min() if n > 1 else 1.0

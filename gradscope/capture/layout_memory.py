@@ -20,6 +20,9 @@ MOST = 256
 #: Calls whose layouts are remembered, over graphs of all shapes.
 LIMIT = 4096
 
+#: How often in a row nothing may flow through a call before it is no longer waited for.
+STILL = 4
+
 #: How much squared norms may grow before a layout that did not matter counts as not known.
 ROOM = 100.0
 
@@ -27,13 +30,14 @@ ROOM = 100.0
 class LayoutMemory:
     """Which layout calls of one kind have.
 
-    A row order is kept only once it came out the same twice, on inputs that gave every row a gradient: routing depends on the
-    input.
+    A row order is kept only once it came out the same twice, and, unless samples are folded, on inputs that gave every row a
+    gradient: routing depends on the input.
     """
 
     def __init__(self) -> None:
         self._known: dict[Key, Layout] = {}
         self._rows: dict[Key, Rows] = {}
+        self._still: dict[Key, int] = {}
         #: Per parameter or layer, and graph: places that looked as if samples were met there, and where tags showed none.
         self.rejected: dict[object, set[Place]] = {}
         #: Calls whose rows are to be looked at one by one, since sums over rows fitted no sample.
@@ -50,7 +54,8 @@ class LayoutMemory:
         """Note a layout measured on rows' numbers ``[R, k]``; whether it is known from now on.
 
         A gradient that is not finite teaches nothing, nor does one that is zero in nearly all rows (a head that begins at zero):
-        nothing fits every layout.
+        nothing fits every layout. Where nothing ever flows (an auxiliary loss times zero), no layout matters until something
+        does.
         """
         if isinstance(layout, NoSamples) and not layout.settled:
             self._known.pop(key, None)
@@ -61,6 +66,15 @@ class LayoutMemory:
         if not np.isfinite(size).all():
             return False
         seen = int((size > 0).sum())
+        if seen == 0 and size.size:
+            if len(self._still) >= LIMIT:
+                self._still.pop(next(iter(self._still)))
+            self._still[key] = self._still.get(key, 0) + 1
+            if self._still[key] < STILL:
+                return False
+            self.remember_negligible(key, layout, 0.0)
+            return key in self._known
+        self._still.pop(key, None)
         if seen >= 2 and 10 * seen >= size.size:
             self.remember(key, layout, seen == size.size)
             return key in self._known
@@ -75,7 +89,7 @@ class LayoutMemory:
         if not isinstance(layout, Rows):
             self._known[key] = layout
             return
-        before = self._rows.get(key)
+        before, every_row_seen = self._rows.get(key), every_row_seen or layout.folded
         if before is not None and every_row_seen and before.sample_of_row.equal(layout.sample_of_row):
             self._known[key] = layout
         else:

@@ -96,9 +96,9 @@ class OperatorUse:
         if not isinstance(layout, NoSamples):
             described = self._described(grad, layout)
             assumed = self.forward.ambiguous or (isinstance(layout, BatchDim) and not layout.measured)
-            self._deliver(
-                described, grad.dtype, assumed or self.recorder.layouts.outgrown(place, partial(largest, described))
-            )
+            outgrown = self.recorder.layouts.outgrown(place, partial(largest, described))
+            self.forward.unsettled |= outgrown
+            self._deliver(described, grad.dtype, assumed or outgrown)
             return
         guess = self._guess()
         if layout.settled and isinstance(guess, BatchDim):

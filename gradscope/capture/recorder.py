@@ -100,6 +100,8 @@ class Recorder:
             self.graphs.clear()
             self.refused.clear()
             self.guarding, self.calibrated = True, False
+            for plan in self.plans:
+                plan.layouts = LayoutMemory()
             for leaf in self.leaves:
                 leaf.probe = leaf.full = None
 
