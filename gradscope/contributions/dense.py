@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradscope.contributions.contribution import Contribution, Probe, project
 from gradscope.contributions.precision import BLOCK, row_squares, working
+from gradscope.contributions.rows import RowOrder
 from gradscope.wide import widen
 
 #: Numbers that may wait for those of other parameters.
@@ -59,6 +60,9 @@ class Dense(Contribution):
         return Dense(self.values[index])
 
     def regroup(self, sample_of_row: Tensor, samples: int) -> Dense:
+        order = RowOrder.of(sample_of_row, samples)
+        if order.folded is not None:
+            return Dense(order.gather(self.values).sum(1))
         grouped = self.values.new_zeros(samples, *self.shape)
         return Dense(grouped.index_add_(0, sample_of_row, self.values))
 

@@ -22,6 +22,7 @@ class RowOrder:
         self.order = torch.argsort(sample_of_row, stable=True)
         counts = torch.bincount(sample_of_row, minlength=samples)
         self.width = int(counts.max()) if sample_of_row.numel() else 0
+        self.folded = self._folded(sample_of_row)
         starts = counts.cumsum(0) - counts
         sorted_samples = sample_of_row[self.order]
         position = torch.arange(sample_of_row.numel(), device=sample_of_row.device) - starts[sorted_samples]
@@ -36,8 +37,21 @@ class RowOrder:
             _KNOWN[sample_of_row] = known
         return known
 
+    def _folded(self, sample_of_row: Tensor) -> int | None:
+        """Which dimension the samples had before they and their rows were made one: 0, 1, or neither."""
+        if self.width * self.samples != sample_of_row.numel():
+            return None
+        samples = torch.arange(self.samples, device=sample_of_row.device)
+        if torch.equal(sample_of_row, samples.repeat_interleave(self.width, output_size=sample_of_row.numel())):
+            return 0
+        return 1 if torch.equal(sample_of_row, samples.repeat(self.width)) else None
+
     def gather(self, rows: Tensor) -> Tensor:
-        """``[R, ...]`` as ``[n, width, ...]``."""
+        """``[R, ...]`` as ``[n, width, ...]``; where samples are folded, a view."""
+        if self.folded == 0:
+            return rows.reshape(self.samples, self.width, *rows.shape[1:])
+        if self.folded == 1:
+            return rows.reshape(self.width, self.samples, *rows.shape[1:]).transpose(0, 1)
         laid_out = rows.new_zeros(self.samples * self.width, *rows.shape[1:])
         laid_out[self.slot] = rows[self.order]
         return laid_out.reshape(self.samples, self.width, *rows.shape[1:])
