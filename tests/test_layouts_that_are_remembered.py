@@ -96,6 +96,43 @@ class Routed(Tapped):
         return self.expert(x[x.detach().mean(1).argsort()]).sum(1)
 
 
+class Windows(Language):
+    """Positions in windows, which are folded into the samples' dimension."""
+
+    def forward(self, ids):
+        x = self.table(ids).view(2 * N, POSITIONS // 2, WIDTH)
+        x = self.head(x + self.last(self.tap(self.first(x)).tanh()))
+        return x.view(N, POSITIONS, WORDS)
+
+
+class Last(Tapped):
+    """One position of each sequence is read, another one in each window."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.table, self.body, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, 8), nn.Linear(8, 3)
+        self.read = read
+
+    def forward(self, ids):
+        x = self.tap(self.body(self.table(ids))).tanh()
+        x = x + x.mean(1, keepdim=True)
+        return self.head(self.read(x, ids.sum(1) % POSITIONS))
+
+
+READS = {
+    "index": lambda x, last: x[torch.arange(N), last],
+    "index, both at once": lambda x, last: x[torch.arange(N)[:, None], last[:, None]].squeeze(1),
+    "gather": lambda x, last: x.gather(1, last.view(N, 1, 1).expand(N, 1, 8)).squeeze(1),
+    "gather, counted from behind": lambda x, last: x.gather(-2, last.view(N, 1, 1).expand(N, 1, 8)).squeeze(1),
+}
+MOVES = {
+    "index of other samples": lambda x, last: x[torch.arange(N).roll(1), last],
+    "mask": lambda x, last: x[last[:, None] == torch.arange(POSITIONS)],
+    "gather of several": lambda x, last: x.gather(1, last.view(N, 1, 1).expand(N, 2, 8)).sum(1),
+    "index_select": lambda x, last: x.index_select(0, torch.arange(N))[:, 0],
+}
+
+
 def ids(k):
     return torch.randint(WORDS, (N, POSITIONS), generator=torch.Generator().manual_seed(k))
 
@@ -133,10 +170,34 @@ def taps(model, loss_of, batch, windows, before=lambda k, model: None):
     return found
 
 
-@pytest.mark.parametrize("build", [Language, Folded, InTurn], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", [Language, Folded, InTurn, Windows], ids=lambda build: build.__name__)
 def test_samples_that_are_folded_into_rows_are_measured_twice(build):
     torch.manual_seed(0)
     assert taps(build(), next_words, ids, 8) == [2, 2, 1, 1, 1, 1, 1, 1]
+
+
+def classes(model, batch):
+    return F.cross_entropy(model(batch), batch[:, 0] % 3)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_which_entry_of_its_own_slice_is_read_moves_no_samples(read):
+    torch.manual_seed(0)
+    assert taps(Last(read), classes, ids, 6) == [2, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("read", MOVES.values(), ids=MOVES)
+def test_what_may_read_other_slices_is_measured_in_every_window(read):
+    torch.manual_seed(0)
+    model = Last(read).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with gradscope.watch(model, optimizer):
+        for k in range(4):
+            model.taps = 0
+            classes(model, ids(k)).backward()
+            assert model.taps == 2
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def test_where_nothing_flows_no_layout_is_waited_for():

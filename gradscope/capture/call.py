@@ -255,7 +255,8 @@ class Call:
         self.tagged = None
         if tags is not None and tagged is not None and self.forward.distinct:
             layout, numbers = tagged.layout(grad, tags, candidates, self.forward.precision(grad.dtype))
-            self.forward.unsettled |= not self.plan.layouts.learn(self.place, layout, numbers)
+            seen = tagged.sees_every_sample(layout, numbers)
+            self.forward.unsettled |= not self.plan.layouts.learn(self.place, layout, numbers, seen)
             return layout
         known = self.plan.layouts.known(self.place)
         if isinstance(known, NoSamples) or (isinstance(known, Rows) and known.sample_of_row.numel() == lead.numel()):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradscope.capture.graph_kind import KINDS, NAMES, Kind, kind_of, look
+from gradscope.capture.graph_kind import KINDS, NAMES, Kind, kind_of, look, reads_own_slice
 from gradscope.capture.layout_memory import Place
 from gradscope.capture.meeting import (
     BY_INDEX,
@@ -106,9 +106,12 @@ class Graph:
 
     def moves(self) -> bool:
         """Whether rows are picked or put somewhere by their values, so that what was measured once may not hold again."""
-        sources = (source for node in self._movers for source, _ in node.next_functions if source is not None)
+        return any(self._moves_samples(node) for node in self._movers)
+
+    def _moves_samples(self, node: Any) -> bool:
         # Reading rows of a table moves no samples.
-        return any(not self.free_of_samples(source) for source in sources)
+        free = all(self.free_of_samples(source) for source, _ in node.next_functions if source is not None)
+        return not free and not reads_own_slice(node, self.samples)
 
     def meetings(
         self,

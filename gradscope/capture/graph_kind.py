@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch
+
 #: Operators that read or write rows by index or by value.
 _MOVERS = {
     f"{name}Backward"
@@ -85,6 +87,30 @@ def _look(node: Any) -> Kind:
         KINDS[type(node)] = kind
         NAMES[type(node)] = None if kind.ends else name if plain else ...
     return kind
+
+
+def reads_own_slice(node: Any, samples: int) -> bool:
+    """Whether it reads one entry of each slice: whichever that is, what the slice gets back is that one entry's sample's.
+
+    The last word of each sequence, say: ``x[arange(n), lengths - 1]``, or ``x.gather(1, last)`` with a single entry along 1.
+    """
+    kind = node.name()
+    try:
+        if kind == "GatherBackward0":
+            index, dim = node._saved_index, node._saved_dim
+            # A negative one may be saved without its sign.
+            return bool(index.dim()) and index.shape[dim - (1 << 64) if dim >> 63 == 1 else dim] == 1
+        if kind != "IndexBackward0":
+            return False
+        indices = [index for index in node._saved_indices if index is not None]
+    except RuntimeError:  # a checkpoint has packed it, or it is gone
+        return False
+    if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
+        return False
+    if torch.broadcast_shapes(*(index.shape for index in indices)).numel() != samples:
+        return False
+    whole = (index for index in indices if index.numel() == samples)
+    return any(torch.equal(index.flatten(), torch.arange(samples, device=index.device)) for index in whole)
 
 
 def foreign(nodes: Iterable[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,14 +81,10 @@ def find_layout(
     for dim in candidates:
         if (rows.off(along(marks, lead, dim)) <= allowed).all():
             return BatchDim(dim, measured=True)
-    if not candidates and n > 1 and len(lead) == 1 and lead[0] % n == 0:
-        # Samples folded into one dimension with something else, before or behind it.
-        numbers = np.arange(lead[0])
-        folds = (numbers // (lead[0] // n), numbers % n)
-        fitting = [index for index in folds if (rows.off(marks[index]) <= allowed).all()]
-        if fitting:
-            # Where little flowed, both may fit.
-            return Rows(torch.from_numpy(fitting[0]).to(plain.device), folded=len(fitting) == 1)
+    fitting = [index for index in _folds(lead, n) if (rows.off(marks[index]) <= allowed).all()]
+    if fitting:
+        # Where little flowed, several may fit.
+        return Rows(torch.from_numpy(fitting[0]).to(plain.device), folded=len(fitting) == 1)
     # Every row on its own: which tag did it come out with?
     index = np.abs(rows.ratios()[:, None] - marks).argmin(1)
     spacing = np.diff(np.sort(marks)).min() if n > 1 else 1.0
@@ -97,6 +94,15 @@ def find_layout(
     if not blurred and (rows.off(marks[index]) <= allowed).all():
         return Rows(torch.from_numpy(index).to(plain.device))
     return NoSamples(mixed=bool(candidates) or n == 1)
+
+
+def _folds(lead: torch.Size, samples: int) -> Iterator[NDArray[Any]]:
+    """Whose each row is, ``[R]``, where one dimension holds the samples with something else, before or behind it."""
+    for dim, size in enumerate(lead):
+        if samples > 1 and size > samples and size % samples == 0:
+            numbers = np.arange(size)
+            for index in (numbers // (size // samples), numbers % samples):
+                yield along(index, lead, dim).copy()
 
 
 class _Rows:
@@ -132,7 +138,7 @@ class _Rows:
 
 
 def along(tags: NDArray[Any], lead: torch.Size, dim: int) -> NDArray[Any]:
-    """The tag of each row where samples lie along ``dim`` of the leading dimensions, ``[R]``."""
+    """Each row's entry, of a vector along ``dim`` of the leading dimensions, ``[R]``."""
     shape = [1] * len(lead)
     shape[dim] = lead[dim]
     return np.broadcast_to(tags.reshape(shape), tuple(lead)).reshape(-1)

@@ -50,12 +50,12 @@ class LayoutMemory:
         return self._known.get(key)
 
     @np.errstate(all="ignore")
-    def learn(self, key: Key, layout: Layout, rows: Tensor) -> bool:
+    def learn(self, key: Key, layout: Layout, rows: Tensor, every_sample_seen: bool) -> bool:
         """Note a layout measured on rows' numbers ``[R, k]``; whether it is known from now on.
 
-        A gradient that is not finite teaches nothing, nor does one that is zero in nearly all rows (a head that begins at zero):
-        nothing fits every layout. Where nothing ever flows (an auxiliary loss times zero), no layout matters until something
-        does.
+        A gradient that is not finite teaches nothing, nor does one that is zero in nearly all rows (a head that begins at zero),
+        unless all samples have some (a class token): nothing fits every layout. Where nothing ever flows (an auxiliary loss
+        times zero), no layout matters until something does.
         """
         if isinstance(layout, NoSamples) and not layout.settled:
             self._known.pop(key, None)
@@ -75,7 +75,7 @@ class LayoutMemory:
             self.remember_negligible(key, layout, 0.0)
             return key in self._known
         self._still.pop(key, None)
-        if seen >= 2 and 10 * seen >= size.size:
+        if seen >= 2 and (every_sample_seen or 10 * seen >= size.size):
             self.remember(key, layout, seen == size.size)
             return key in self._known
         return False

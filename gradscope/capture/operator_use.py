@@ -169,7 +169,8 @@ class OperatorUse:
         self.tagged = None
         if tags is not None and tagged is not None and self.forward.distinct:
             layout, numbers = tagged.layout(rows, tags, candidates, self.forward.precision(rows.dtype))
-            self.forward.unsettled |= not memory.learn((*self.key, lead, n), layout, numbers)
+            seen = tagged.sees_every_sample(layout, numbers)
+            self.forward.unsettled |= not memory.learn((*self.key, lead, n), layout, numbers, seen)
             return layout
         known = memory.known((*self.key, lead, n))
         self.forward.unsettled |= known is None

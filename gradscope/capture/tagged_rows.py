@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.capture.layout import Layout, NoSamples, Rows, find_layout
+from gradscope.capture.layout import BatchDim, Layout, NoSamples, Rows, find_layout
 
 #: How many rows of one sample are summed, with random factors, where samples lie along one dimension and have at least so many.
 #: Two numbers for every row of every layer would undo some of what activation checkpoints save.
@@ -120,6 +120,22 @@ class TaggedRows:
             # Rows looked at one by one may still be some sample's, in whatever order.
             return NoSamples(mixed=True, settled=False), own
         return type(found)(self.dim, measured=True), own
+
+    def sees_every_sample(self, layout: Layout, own: Tensor) -> bool:
+        """Whether a gradient came to some row of each sample, where rows are samples' by their position.
+
+        Args:
+            layout: as it was found.
+            own: the numbers that it was read from.
+        """
+        some = (own.detach().abs().sum(1) > 0).cpu()
+        if isinstance(layout, BatchDim):
+            apart = some.reshape(self.lead).movedim(layout.dim if self.dim is None else 0, 0)
+            return bool(apart.reshape(apart.shape[0], -1).any(1).all())
+        if not isinstance(layout, Rows) or not layout.folded:
+            return False
+        owners = layout.sample_of_row.cpu()
+        return bool(owners[some].unique().numel() == owners.unique().numel())
 
     def _close(self, row_tags: Tensor, own: Tensor, tolerance: float) -> bool:
         off = (self._seen - row_tags * own).norm()
