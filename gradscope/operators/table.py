@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradscope.operators.broadcast import ADD, DIVIDE, EXPAND, MULTIPLY, REPEAT, SUBTRACT
 from gradscope.operators.convolution import CONVOLUTION
 from gradscope.operators.lookup import EMBEDDING, INDEX
+from gradscope.operators.normalization import GROUP_NORM, LAYER_NORM
 from gradscope.operators.operator import Operator
 from gradscope.operators.product import ADDMM, MM
 
@@ -21,6 +22,8 @@ _OPERATORS: dict[str, Operator] = {
     "EmbeddingBackward0": EMBEDDING,
     "IndexBackward0": INDEX,
     "ConvolutionBackward0": CONVOLUTION,
+    "NativeLayerNormBackward0": LAYER_NORM,
+    "NativeGroupNormBackward0": GROUP_NORM,
 }
 
 
