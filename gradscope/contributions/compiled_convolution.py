@@ -23,20 +23,29 @@ from gradscope.contributions.costs import rates
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.gram import CANCELLED
 from gradscope.contributions.workspace import Workspace
-from gradscope.kernels import Products, ShiftedGram, Walk, serves, width_of
+from gradscope.kernels import Products, ShiftedGram, Walk, depthwise_gradients, serves, width_of
+from gradscope.kernels.depthwise import places
 from gradscope.kernels.loaded import up
 from gradscope.kernels.shifted import sizes
 
 #: As coverage shows it.
-SHIFTED_KERNEL = "shifted Gram kernel"
+SHIFTED_KERNEL, DEPTHWISE_KERNEL = "shifted Gram kernel", "depthwise kernel"
 
 #: Adding an element of a shifted block, in multiply-adds.
 SHIFTED = 1.5
 
 
+#: Filters that read one channel: nanoseconds of one, of an offset of its kernel, of a multiply-add there, of laying out a number.
+FILTER, OFFSET, LINE, PLACED = 60.0, 6.5, 0.036, 0.3
+
+
 def walk_of(geometry: Geometry) -> Walk | None:
     """The same walk in two dimensions; None where there are more, or groups."""
-    if geometry.groups > 1 or len(geometry.kernel) > 2:
+    return _in_two(geometry) if geometry.groups == 1 else None
+
+
+def _in_two(geometry: Geometry) -> Walk | None:
+    if len(geometry.kernel) > 2:
         return None
     if len(geometry.kernel) == 2:
         return Walk(geometry.kernel, geometry.stride, geometry.dilation, geometry.zeros)  # type: ignore[arg-type]
@@ -81,6 +90,12 @@ def _images(inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
     return (inputs, grads) if inputs.dim() == 4 else (inputs.unsqueeze(2), grads.unsqueeze(2))
 
 
+def depthwise_rows(inputs: Tensor, grads: Tensor, geometry: Geometry) -> Tensor | None:
+    """Each sample's gradient of filters that read one channel each, ``[n, filters, ∏kernel]``; None where no kernel can."""
+    walk = _in_two(geometry) if 1 < geometry.groups == inputs.shape[1] and serves(inputs, grads) else None
+    return None if walk is None else depthwise_gradients(*_images(inputs, grads), walk)
+
+
 def costs(
     inputs: Tensor, grads: Tensor, geometry: Geometry, workspace: Workspace, *, moments: bool
 ) -> dict[str, float]:
@@ -109,6 +124,11 @@ def costs(
         each = phases * across * (across + width) / 2 * channels + padded * (padded + width) / 2 * out
         each += LAID * (phases * across * channels + padded * out) + SHIFTED * area * padded * padded / 2
         found[SHIFTED_KERNEL] = n * each * MULTIPLY * idle(shifted) + call
+    alone = _in_two(geometry) if 1 < geometry.groups == channels else None
+    if alone is not None and workspace.allows(out * area, inputs):
+        x, g = _images(inputs, grads)
+        each = FILTER + area * (OFFSET + places(x.shape, g.shape, alone) * LINE)
+        found[DEPTHWISE_KERNEL] = n * out * (each + (prod(x.shape[2:]) + positions) * PLACED) + call
     return found
 
 

@@ -11,15 +11,18 @@ from torch import Tensor
 
 from gradscope.contributions.compiled import PRODUCT_KERNEL
 from gradscope.contributions.compiled_convolution import (
+    DEPTHWISE_KERNEL,
     SHIFTED_KERNEL,
     convolution_kernel,
     convolution_sums,
+    depthwise_rows,
     looked,
     shifted_kernel,
     shifted_squares,
 )
 from gradscope.contributions.contribution import Contribution, Probe
 from gradscope.contributions.convolution_costs import NATIVE, PATCHES, SHIFTED_GRAM, WINOGRAD, costs
+from gradscope.contributions.dense import Dense
 from gradscope.contributions.figures import Figures
 from gradscope.contributions.geometry import Geometry
 from gradscope.contributions.outer import Outer
@@ -139,7 +142,12 @@ class Convolution(Contribution):
             shifted = shifted_kernel(self.inputs, self.grads, self.geometry, workspace)
             if shifted is not None:
                 return self._by_shifted_kernel(shifted, workspace, probe)
-        if algorithm in (PRODUCT_KERNEL, SHIFTED_KERNEL):
+        if algorithm == DEPTHWISE_KERNEL:
+            built = depthwise_rows(self.inputs, self.grads, self.geometry)
+            if built is not None:
+                rows = Dense(built.view(self.samples, *self.shape))
+                return replace(rows.figures(probe, moments=moments, workspace=workspace), algorithm=algorithm)
+        if algorithm in (PRODUCT_KERNEL, SHIFTED_KERNEL, DEPTHWISE_KERNEL):
             # Chosen for others of these shapes; these a kernel cannot read.
             algorithm = PATCHES
         if algorithm != NATIVE and any(self.geometry.padding):

@@ -19,6 +19,15 @@ SHIFTED_GRAM, PATCHES, NATIVE, WINOGRAD = "shifted Gram", "patches", "native", "
 #: Positions of one of Winograd's tiles, and rows of input that they read.
 TILE, READ = 4, 6
 
+#: Nanoseconds of a multiply-add in oneDNN's depthwise convolutions: with kernels of up to nine offsets, and larger ones.
+ALONE, NINE = (0.2, 1.6), 9
+
+#: And what a filter of the latter costs for each offset before it multiplies.
+BEGUN = 30.0
+
+#: And in products of patches, each of which has a call of its own to pay for.
+LONELY, PRODUCT = 1.0, 3e3
+
 #: What Winograd's tiles cost where the third cache is not theirs alone, beside what they cost at best: left to ``tune=True``.
 CROWDED = 1.6
 
@@ -44,10 +53,15 @@ def costs(
     unfolded = positions * patch
     chunks = -(-n // workspace.room(groups * unfolded, inputs, 2))
     found = compiled_convolution.costs(inputs, grads, geometry, workspace, moments=moments)
-    found |= {PATCHES: n * groups * (work * rate.multiply + unfolded * rate.unfold + reduced) + 8 * rate.call * chunks}
+    lonely = channels == out == 1 and inputs.is_cpu
+    multiplied = work * LONELY + PRODUCT if lonely else work * rate.multiply
+    found |= {PATCHES: n * groups * (multiplied + unfolded * rate.unfold + reduced) + 8 * rate.call * chunks}
     if not inputs.is_complex():
-        calls = 1 if channels == out == 1 else n
-        found[NATIVE] = n * groups * (work * rate.native_multiply + reduced) + calls * rate.native
+        calls, each = n, rate.native_multiply
+        if channels == out == 1:
+            calls, each = 1, ALONE[offsets > NINE] if lonely else each
+        begun = BEGUN * offsets if lonely and offsets > NINE else 0.0
+        found[NATIVE] = n * groups * (work * each + begun + reduced) + calls * rate.native
     if not moments and compiled_convolution.SHIFTED_KERNEL not in found:
         grid = grid_of(tuple(inputs.shape[2:]), geometry)
         flat, pixels = taken(grid, tuple(grads.shape[2:])), prod(grid)

@@ -5,6 +5,7 @@ length and a projection at one look; these are written in C. Without them (no co
 ``GRADSCOPE_KERNELS=0``) torch's operators give the same figures, up to rounding.
 """
 
+from gradscope.kernels.depthwise import depthwise_gradients
 from gradscope.kernels.elementwise import ratio_sums, variance_and_signal
 from gradscope.kernels.gram import Gram
 from gradscope.kernels.graph import walk
@@ -15,6 +16,6 @@ from gradscope.kernels.readings import readings, rows_read
 from gradscope.kernels.shifted import ShiftedGram
 
 __all__ = [
-    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "available", "normalized_sums", "ratio_sums",
-    "readings", "rows_read", "serves", "serves_lines", "variance_and_signal", "walk", "width_of",
+    "ABSENT", "INSTRUCTIONS", "VARIABLE", "Gram", "Products", "ShiftedGram", "Walk", "available", "depthwise_gradients",
+    "normalized_sums", "ratio_sums", "readings", "rows_read", "serves", "serves_lines", "variance_and_signal", "walk", "width_of",
 ]  # fmt: skip

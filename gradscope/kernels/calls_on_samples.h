@@ -151,6 +151,27 @@ static PyObject *shifted(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* Every sample's gradient of filters that read one channel each. */
+static PyObject *depthwise(PyObject *self, PyObject *args)
+{
+    struct depthwise of;
+    int vector, doubles, threads;
+    Py_ssize_t inputs, grads, gradients, scratch, each, length;
+    const char *numbers;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiiy#nnnnn", &vector, &doubles, &threads, &numbers, &length, &inputs, &grads, &gradients,
+                          &scratch, &each)
+        || !filled(&of.samples, sizeof of - offsetof(struct depthwise, samples), numbers, length))
+        return NULL;
+    of.inputs = ADDRESS(inputs);
+    of.grads = ADDRESS(grads);
+    of.gradients = ADDRESS(gradients);
+    Py_BEGIN_ALLOW_THREADS
+    run_samples(depthwise_of[vector == 64][doubles != 0], &of, of.samples, threads, scratch, each);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 /* What samples add to the scale and to the shift of a normalisation over the last dimension. */
 static PyObject *normalized(PyObject *self, PyObject *args)
 {

@@ -11,6 +11,7 @@
 #include "gram.h"
 #include "shifted.h"
 #include "looked.h"
+#include "depthwise.h"
 #include "normalized.h"
 #include "elementwise.h"
 

@@ -75,6 +75,7 @@ static look_function *const gram_looks[2][2] = EACH(gram_look), *const gram_turn
 static column_function *const gram_columns[2][2] = EACH(gram_column);
 static sample_function *const shifted_of[2][2] = EACH(shifted);
 static sample_function *const looked_of[2][2] = EACH(looked);
+static sample_function *const depthwise_of[2][2] = EACH(depthwise);
 static sample_function *const normalizations[2][2] = EACH(normalized);
 
 #define ADDRESS(x) ((void *)(intptr_t)(x))
@@ -142,6 +143,7 @@ static PyMethodDef methods[] = {
     {"products", products, METH_VARARGS, "Squared norms, sums and sums of squares of per-sample products."},
     {"gram", gram, METH_VARARGS, "Squared norms of sums of outer products, from Gram matrices."},
     {"shifted", shifted, METH_VARARGS, "Squared norms of convolutions' gradients, from Gram matrices of pixels."},
+    {"depthwise", depthwise, METH_VARARGS, "Per-sample gradients of filters that read one channel each."},
     {"normalized", normalized, METH_VARARGS, "What samples add to scale and shift of a normalisation over the last dimension."},
     {"readings", readings, METH_VARARGS, "Squared norms and projections of matrices."},
     {"elementwise", elementwise, METH_VARARGS, "Variance and signal of every element of a gradient."},

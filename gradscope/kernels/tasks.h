@@ -43,6 +43,16 @@ struct shifted {
     ptrdiff_t grid_rows, grid_columns;
 };
 
+/* Of a convolution whose filters read one channel each; steps in numbers. */
+struct depthwise {
+    const void *inputs, *grads;
+    void *gradients; /* [samples, outputs, kernel_rows * kernel_columns] */
+    ptrdiff_t samples, channels, height, width, outputs, lines, length;
+    ptrdiff_t input_step, channel_step, row_step, column_step, grad_step, output_step, line_step, position_step;
+    ptrdiff_t kernel_rows, kernel_columns, row_stride, column_stride, row_dilation, column_dilation, row_padding, column_padding;
+    ptrdiff_t padded, span; /* numbers of an image with its zeros, and of gradients on its grid, in whole vectors */
+};
+
 struct normalized {
     const void *rows, *grads;
     void *scale, *shift; /* [samples, size] */

@@ -33,7 +33,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 
 OUTER, CONVOLUTION = ("Gram", "products"), ("shifted Gram", "patches", "native", "Winograd")
 #: Of these each is tried where it can be used; without kernels their names stand for what the cost model chooses.
-KERNELS = ("Gram kernel", "product kernel", "shifted Gram kernel")
+KERNELS = ("Gram kernel", "product kernel", "shifted Gram kernel", "depthwise kernel")
 ALGORITHMS = (*OUTER, *CONVOLUTION, *KERNELS)
 
 NAMES = (
@@ -95,7 +95,7 @@ def test_the_zoo_makes_use_of_every_algorithm(compiled):
     assert used >= {f"linear ({name})" for name in OUTER} | {f"convolution ({name})" for name in CONVOLUTION}
     if compiled:
         assert used >= {"linear (Gram kernel)", "linear (product kernel)"}
-        assert used >= {"convolution (product kernel)", "convolution (shifted Gram kernel)"}
+        assert used >= {f"convolution ({name})" for name in KERNELS[1:]}
 
 
 @pytest.mark.parametrize("moments", [False, True], ids=["norms", "moments"])

@@ -15,6 +15,7 @@ from gradscope.kernels import (
     Products,
     ShiftedGram,
     Walk,
+    depthwise_gradients,
     loaded,
     normalized_sums,
     ratio_sums,
@@ -373,6 +374,36 @@ def test_sums_of_normalised_rows(shape, centred, dtype, vector):
     assert_close(shift, grads.double().sum(1), grads.double().abs().sum(1).max())
 
 
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "turned"])
+@pytest.mark.parametrize(
+    ("channels", "filters", "size", "walk"),
+    [
+        (1, 1, (1, 1), Walk((1, 1), (1, 1), (1, 1), (0, 0))),
+        (3, 1, (9, 7), Walk((3, 3), (1, 1), (1, 1), (1, 1))),
+        (2, 3, (6, 11), Walk((7, 5), (1, 1), (1, 1), (3, 2))),
+        (4, 2, (17, 13), Walk((3, 4), (2, 3), (2, 1), (0, 5))),
+        (2, 1, (1, 40), Walk((1, 9), (1, 2), (1, 3), (0, 8))),
+        (5, 1, (2, 2), Walk((7, 7), (1, 1), (1, 1), (3, 3))),
+    ],
+    ids=str,
+)
+def test_filters_that_read_one_channel_each(channels, filters, size, walk, layout, dtype, vector):
+    x = torch.randn(3, channels, *size, dtype=dtype)
+    weight = torch.randn(channels * filters, 1, *walk.kernel, dtype=dtype)
+    settings = (walk.stride, walk.padding, walk.dilation, channels)
+    g = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, *settings))
+    if layout == "channels last":
+        x, g = (one.contiguous(memory_format=torch.channels_last) for one in (x, g))
+    elif layout == "turned":
+        x, g = (one.transpose(0, 3).contiguous().transpose(0, 3) for one in (x, g))
+    found = depthwise_gradients(x, g, walk, vector=vector)
+    for i in range(3):
+        wide = x[i : i + 1].double(), g[i : i + 1].double()
+        expected = torch.nn.grad.conv2d_weight(wide[0], weight.shape, wide[1], *settings).flatten(1)
+        assert_close(found[i], expected, expected.abs().max() + 1)
+
+
 def test_figures_of_other_thread_counts_are_the_same_to_rounding(dtype):
     inputs, grads = torch.randn(4, 50, 40, dtype=dtype), torch.randn(4, 50, 200, dtype=dtype)
     found = []
@@ -411,6 +442,11 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_read():
         lambda: Gram(x, g[:1]),
         lambda: Products(image, torch.randn(2, 4, 7, 6), walk),
         lambda: ShiftedGram(image, torch.randn(2, 4, 7, 6), walk),
+        lambda: depthwise_gradients(image, torch.randn(2, 3, 7, 6), walk),
+        lambda: depthwise_gradients(image, torch.randn(2, 4, 6, 6), walk),
+        lambda: depthwise_gradients(image, torch.randn(1, 3, 6, 6), walk),
+        lambda: depthwise_gradients(image, torch.randn(2, 3, 6, 6).double(), walk),
+        lambda: depthwise_gradients(image[0], torch.randn(3, 6, 6), walk),
         lambda: Products(x, g).run(scratch[:10]),
         lambda: Gram(x, g).run(scratch[:10]),
         lambda: Gram(x, g, 1).run(scratch),
