@@ -101,17 +101,24 @@ def saved_statistics(output: Tensor) -> tuple[Tensor, ...]:
     return node._saved_result1.detach(), node._saved_result2.detach()  # type: ignore[attr-defined]
 
 
-def _running(module: Module, x: Tensor) -> Tensor:
+def _running(module: Module, x: Tensor, grad: Tensor) -> dict[str, Contribution]:
+    """Scale and shift by running statistics."""
+    mean, factor = (
+        cast(Tensor, module.running_mean),
+        (cast(Tensor, module.running_var) + cast(float, module.eps)).rsqrt(),
+    )
+    if x.dtype == grad.dtype == mean.dtype and x.is_cpu and not _far_from_zero(mean, factor):
+        every = x.shape[0], x.shape[1]
+        return _in_one_pass(module, x, grad, mean.expand(every), factor.expand(every))
     shape = (1, -1, *[1] * (x.dim() - 2))
-    mean, var = module.running_mean.reshape(shape), module.running_var.reshape(shape)  # type: ignore
-    return (x - mean) / (var + module.eps).sqrt()  # type: ignore
+    return _channels(module, (x - mean.reshape(shape)).mul_(factor.reshape(shape)), grad)
 
 
 def describe_instance_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
     """``x̂`` within each channel of each sample, or by running statistics in eval mode."""
     x = working(inputs[0])
     fixed = module.track_running_stats and not module.training
-    return _channels(module, _running(module, x) if fixed else F.instance_norm(x, eps=module.eps), grad)  # type: ignore
+    return _running(module, x, grad) if fixed else _channels(module, F.instance_norm(x, eps=module.eps), grad)  # type: ignore
 
 
 def describe_batch_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -> dict[str, Contribution]:
@@ -121,7 +128,7 @@ def describe_batch_norm(module: Module, inputs: tuple[Any, ...], grad: Tensor) -
             f"{type(module).__name__} in training mode mixes the samples of a batch: put it in eval mode, replace it with "
             "GroupNorm, or pass ignore=[...]"
         )
-    return _channels(module, _running(module, working(inputs[0])), grad)
+    return _running(module, working(inputs[0]), grad)
 
 
 def _normalized_dimensions(module: Module) -> int:
