@@ -21,6 +21,10 @@ from gradscope.wide import widen
 GRAM, PRODUCTS = "Gram", "products"
 
 
+#: Positions at which a product of Gram matrices takes twice as long on a CPU as the number of its multiply-adds tells.
+SMALL = 32
+
+
 def costs(inputs: Tensor, grads: Tensor, workspace: Workspace, *, moments: bool = False) -> dict[str, float]:
     """Nanoseconds of each algorithm for ``inputs`` ``[n, groups, T, d]`` and ``grads`` ``[n, groups, T, p]``.
 
@@ -37,6 +41,9 @@ def costs(inputs: Tensor, grads: Tensor, workspace: Workspace, *, moments: bool 
     count = strips(positions)
     part = min(share(count), halved_share(halvings(positions)))
     gram = square * part * ((d + p) * rate.multiply + 2 * rate.reduce)
+    if inputs.is_cpu:
+        # Small matrices are multiplied more slowly.
+        gram *= 1 + SMALL / positions
     product = weight * (positions * rate.multiply + rate.reduce)
     gram_chunks = -(-n // workspace.room(groups * square, inputs))
     product_chunks = -(-n // workspace.room(groups * weight, inputs, 2))
