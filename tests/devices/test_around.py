@@ -262,3 +262,44 @@ def test_structures_are_moved_as_they_are(device):
     assert [leaf.device.type for leaf in moved({"a": [torch.ones(1)], "b": (torch.ones(2),)}, device)["a"]] == [
         device.type
     ]
+
+
+class Both(torch.autograd.Function):
+    """A node with two outputs: nothing but its whole module can be run again."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(x, scale)
+        return x * scale, x + scale
+
+    @staticmethod
+    def backward(ctx, first, second):
+        x, scale = ctx.saved_tensors
+        return first * scale + second, (first * x + second).sum_to_size(scale.shape)
+
+
+class Drawn(nn.Module):
+    """No rule is known for it, and running it again would draw again."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return sum(Both.apply(F.dropout(x, 0.4), self.scale))
+
+
+def test_a_module_that_draws_on_its_device_is_not_run_again(device):
+    ways = []
+    for place in ("cpu", device):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(4, 8), Drawn(), nn.Linear(8, 2)).double().to(place)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with gradscope.watch(model, optimizer, second_pass=True) as scope:
+            for _ in range(3):
+                model(torch.ones(5, 4, dtype=torch.float64).cumsum(0).to(place)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            ways.append({name: (one.status, one.reason) for name, one in scope.last.coverage.items()})
+    assert ways[0] == ways[1]
+    assert "random numbers" in ways[0]["1.scale"][1]
