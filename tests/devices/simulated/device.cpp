@@ -278,6 +278,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
     return {back(x), back(w), back(b)};
 }
 
+// Its schema names no generator, so that it would draw from the processor's.
+std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor& input, double p, std::optional<bool> train) {
+    if (!train.value_or(true)) {
+        return {input.clone(), at::ones_like(input, at::kBool)};
+    }
+    const auto kept = at::empty_like(input).bernoulli_(1 - p, random_numbers());
+    return {input * kept / (1 - p), kept.to(at::kBool)};
+}
+
 // Recurrent cells: torch asks other devices than the processor for these whole.
 
 at::Tensor sum_of(const at::Tensor& gates, const std::optional<at::Tensor>& bias) {
@@ -384,6 +393,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
     m.impl("_reshape_alias", reshape_alias);
     m.impl("_local_scalar_dense", local_scalar);
     m.impl("equal", equal);
+    m.impl("native_dropout", dropout);
     m.impl("_thnn_fused_lstm_cell", lstm_cell);
     m.impl("_thnn_fused_lstm_cell_backward_impl", lstm_cell_backward);
     m.impl("_thnn_fused_gru_cell", gru_cell);
