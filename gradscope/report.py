@@ -96,6 +96,7 @@ class Report:
         held_bytes: most bytes that uses of re-used parameters kept alive in the newest window until all of them were there;
             ``budget`` bounds it.
         overhead: measured cost as a fraction of the step's time without gradscope (0.14 is +14 %); None where unknown.
+            By the host's clock: what a GPU computes beside it is in neither.
     """
 
     total: Stats
