@@ -33,16 +33,22 @@ def has_random_state(state: Sequence[Tensor]) -> bool:
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
     """What is drawn here, on the host or on this device, is drawn again afterwards."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else None):
+    kept = device.type != "cpu" and _module(device.type) is not None
+    with torch.random.fork_rng(devices=[device] if kept else [], device_type=device.type if kept else None):
         yield
 
 
 def _accelerator() -> Any:
-    """Torch's module for the accelerator, or None where there is none, or nothing was done with it yet."""
+    """The accelerator's module in torch, or None where there is none, or nothing was done with it yet."""
     found = torch.accelerator.current_accelerator()
-    if found is None:
+    module = None if found is None else _module(found.type)
+    if module is None:
         return None
-    module = torch.get_device_module(found.type)
-    used = getattr(module, "is_initialized", lambda: True)
-    return module if used() else None
+    used = module.is_initialized() if hasattr(module, "is_initialized") else module.device_count() > 0
+    return module if used else None
+
+
+def _module(kind: str) -> Any:
+    """The module in torch for devices of a kind, or None where that has no random numbers of its own."""
+    module = getattr(torch, kind, None)
+    return module if hasattr(module, "get_rng_state") and hasattr(module, "set_rng_state") else None

@@ -66,7 +66,7 @@ class LayoutMemory:
         if not np.isfinite(size).all():
             return False
         seen = int((size > 0).sum())
-        if seen == 0 and size.size:
+        if seen == 0 and size.size and not isinstance(layout, NoSamples):
             if len(self._still) >= LIMIT:
                 self._still.pop(next(iter(self._still)))
             self._still[key] = self._still.get(key, 0) + 1
