@@ -125,7 +125,15 @@ READS = {
     "gather": lambda x, last: x.gather(1, last.view(N, 1, 1).expand(N, 1, 8)).squeeze(1),
     "gather, counted from behind": lambda x, last: x.gather(-2, last.view(N, 1, 1).expand(N, 1, 8)).squeeze(1),
 }
+
+
+def one_row_at_a_time(x, last):
+    rows, flat = torch.arange(N).roll(int(last[0])) * POSITIONS + last, x.flatten(0, 1)
+    return torch.cat([flat.gather(0, row.view(1, 1).expand(1, 8)) for row in rows])
+
+
 MOVES = {
+    "gathers of one row each": one_row_at_a_time,
     "index of other samples": lambda x, last: x[torch.arange(N).roll(1), last],
     "mask": lambda x, last: x[last[:, None] == torch.arange(POSITIONS)],
     "gather of several": lambda x, last: x.gather(1, last.view(N, 1, 1).expand(N, 2, 8)).sum(1),

@@ -111,7 +111,7 @@ class Graph:
     def _moves_samples(self, node: Any) -> bool:
         # Reading rows of a table moves no samples.
         free = all(self.free_of_samples(source) for source, _ in node.next_functions if source is not None)
-        return not free and not reads_own_slice(node, self.samples)
+        return not free and not reads_own_slice(node, self.samples, self.batch_dim)
 
     def meetings(
         self,

@@ -89,27 +89,30 @@ def _look(node: Any) -> Kind:
     return kind
 
 
-def reads_own_slice(node: Any, samples: int) -> bool:
+def reads_own_slice(node: Any, samples: int, batch_dim: int) -> bool:
     """Whether it reads one entry of each slice: whichever that is, what the slice gets back is that one entry's sample's.
 
     The last word of each sequence, say: ``x[arange(n), lengths - 1]``, or ``x.gather(1, last)`` with a single entry along 1.
+    Slices are those along ``batch_dim`` or the first dimension: one row of a dimension that holds all samples may be anybody's.
     """
-    kind = node.name()
+    kind, dims = node.name(), {batch_dim, 0}
     try:
         if kind == "GatherBackward0":
             index, dim = node._saved_index, node._saved_dim
             # A negative one may be saved without its sign.
-            return bool(index.dim()) and index.shape[dim - (1 << 64) if dim >> 63 == 1 else dim] == 1
+            dim = (dim - (1 << 64) if dim >> 63 == 1 else dim) % max(1, index.dim())
+            across = [k for k in dims - {dim} if k < index.dim() and index.shape[k] % samples == 0]
+            return bool(across) and index.shape[dim] == 1
         if kind != "IndexBackward0":
             return False
-        indices = [index for index in node._saved_indices if index is not None]
+        placed = {dim: index for dim, index in enumerate(node._saved_indices) if index is not None}
     except RuntimeError:  # a checkpoint has packed it, or it is gone
         return False
-    if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
+    if any(index.dtype in (torch.bool, torch.uint8) for index in placed.values()):
         return False
-    if torch.broadcast_shapes(*(index.shape for index in indices)).numel() != samples:
+    if torch.broadcast_shapes(*(index.shape for index in placed.values())).numel() != samples:
         return False
-    whole = (index for index in indices if index.numel() == samples)
+    whole = (index for dim, index in placed.items() if dim in dims and index.numel() == samples)
     return any(torch.equal(index.flatten(), torch.arange(samples, device=index.device)) for index in whole)
 
 
