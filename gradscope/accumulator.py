@@ -48,8 +48,15 @@ class OpenWindow(Closing):
         self._ways: list[Sequence[Coverage]] = [()]
         self._measured = [(), ()]
         self.places = {leaf.info.name: leaf.index for leaf in leaves}
-        self.least = [smallest(leaf) for leaf in leaves]
+        self._dtypes: list[torch.dtype] = []
+        self.look_again()
         self.begin()
+
+    def look_again(self) -> None:
+        """What is too small to be squared depends on the precision, and parameters may have been converted."""
+        dtypes = [leaf.parameter.dtype for leaf in self.leaves]
+        if dtypes != self._dtypes:
+            self._dtypes, self.least = dtypes, [smallest(leaf) for leaf in self.leaves]
 
     def begin(self) -> None:
         """Forget everything: the gradients were cleared."""

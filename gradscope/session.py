@@ -191,6 +191,7 @@ class Session:
             self._safely(self._close_with_some)
         if self.company is None:
             self._safely(self._find_company)
+        self._safely(self.opened.look_again)
         if isinstance(self.recorder, Recorder) and self.recorder.attached:
             self._safely(self.recorder.look_where)
             # Optimizers that take turns freeze each other's parameters.

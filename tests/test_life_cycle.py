@@ -384,3 +384,20 @@ def test_precision_that_rises_in_mid_run_is_no_mismatch():
             optimizer.zero_grad()
             assert {one.status for one in scope.last.coverage.values()} == {"exact"}, k
         assert not scope.report().warnings
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_what_vanishes_in_the_precision_that_a_model_is_converted_to_is_withheld(capture):
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double(), torch.randn(8, 6).double()
+    optimizer = sgd(model, lr=0.0)
+    with gradscope.watch(model, optimizer, capture=capture) as scope:
+        for k in range(4):
+            if k == 2:
+                model.float()
+            for part in x.to(model[0].weight.dtype).split(4):
+                (1e-21 * model(part).square().mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            withheld = {one.reason for one in scope.last.coverage.values() if "so small that squares" in one.reason}
+            assert bool(withheld) == (k >= 2), k
